@@ -1,0 +1,16 @@
+//! The engine: *how* a host runs microVMs, never *whether* one should run.
+//!
+//! Each module owns one kind of host resource and knows nothing of the others: [`vmm`], [`storage`], [`network`]
+//! and [`image`] never import each other; the agent composes them. What they share is here: names of host objects
+//! ([`names`]), units ([`units`]), limits ([`limits`]), the one command runner ([`command`]) and what this host can
+//! do ([`probe`]).
+
+pub mod command;
+pub mod image;
+pub mod limits;
+pub mod names;
+pub mod network;
+pub mod probe;
+pub mod storage;
+pub mod units;
+pub mod vmm;

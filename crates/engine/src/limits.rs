@@ -1,0 +1,28 @@
+//! Every limit of the host side in one place, with its unit and its reason.
+//!
+//! Limits of the guest side are in `crates/guest/src/limits.rs`; the two meet only on the wire.
+
+use crate::units::Mib;
+
+/// Virtual CPUs of one sandbox. QEMU's microvm machine and Firecracker both stop at 32.
+pub const VCPUS_MAX: u32 = 32;
+
+/// Least memory of a sandbox: the kernel, its initramfs and envd need about 60 MiB to come up.
+pub const MEMORY_MIN: Mib = Mib(128);
+
+/// Largest disk of a sandbox.
+pub const DISK_MAX: Mib = Mib(1024 * 1024);
+
+/// Slots (networks, and so sandboxes) of one host: as many as 10.12.0.0/17 has /31 pairs.
+pub const SLOTS_MAX: u16 = 16_384;
+
+/// Longest network interface name the kernel takes (IFNAMSIZ less the NUL).
+pub const INTERFACE_NAME_MAX: usize = 15;
+
+/// Longest Unix socket path the kernel takes (sun_path less the NUL).
+pub const SOCKET_PATH_MAX: usize = 107;
+
+/// What is kept of a sandbox's serial console, in bytes.
+pub const CONSOLE_RING_BYTES: u64 = 256 * 1024;
+
+const _: () = assert!(SLOTS_MAX as u32 <= (1 << 15) / 2, "each slot takes two addresses of a /17");

@@ -1,0 +1,251 @@
+//! Names of host objects: each is derived from its owner and can be parsed back.
+//!
+//! Whoever finds an object on the host (a sweep, a person) can tell from the name alone which instance made it and
+//! for which slot or sandbox. Nothing here touches the host.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits;
+
+/// Why a name is none of ours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not {wanted}")]
+pub struct NameError {
+    text: String,
+    wanted: &'static str,
+}
+
+impl NameError {
+    fn new(text: &str, wanted: &'static str) -> Self {
+        Self { text: text.chars().take(80).collect(), wanted }
+    }
+}
+
+/// The tag of an instance (one `WRENN_DIR`): 4 characters of `[a-z0-9]`, in every host object's name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct InstanceTag([u8; InstanceTag::LENGTH]);
+
+impl InstanceTag {
+    /// Characters in a tag.
+    pub const LENGTH: usize = 4;
+
+    /// The tag as text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("a tag is ASCII by construction")
+    }
+}
+
+impl FromStr for InstanceTag {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let bytes: [u8; Self::LENGTH] =
+            text.as_bytes().try_into().map_err(|_| NameError::new(text, "an instance tag of 4 characters"))?;
+        if !bytes.iter().all(is_name_byte) {
+            return Err(NameError::new(text, "an instance tag of [a-z0-9]"));
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// The id of a sandbox: `sb` and 18 characters of `[a-z0-9]`; no dash, E2B clients and host names depend on it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SandboxId(String);
+
+impl SandboxId {
+    /// Characters in an id.
+    pub const LENGTH: usize = 20;
+
+    /// An id from random bytes; 18 characters carry 93 bits.
+    pub fn from_random(random: [u8; 18]) -> Self {
+        const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+        let tail = random.iter().map(|byte| ALPHABET[usize::from(*byte) % ALPHABET.len()] as char);
+        Self("sb".chars().chain(tail).collect())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SandboxId {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let well_formed =
+            text.len() == Self::LENGTH && text.starts_with("sb") && text.as_bytes().iter().all(is_name_byte);
+        if !well_formed {
+            return Err(NameError::new(text, "a sandbox id (`sb` and 18 characters of [a-z0-9])"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// The index of a slot: which addresses, which uid, which network of the host a sandbox uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u16", into = "u16")]
+pub struct Slot(u16);
+
+impl Slot {
+    /// The slot of this index; `None` beyond [`limits::SLOTS_MAX`].
+    pub const fn new(index: u16) -> Option<Self> {
+        if index < limits::SLOTS_MAX { Some(Self(index)) } else { None }
+    }
+
+    /// The index, from 0.
+    pub const fn index(self) -> u16 {
+        self.0
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl TryFrom<u16> for Slot {
+    type Error = NameError;
+
+    fn try_from(index: u16) -> Result<Self, NameError> {
+        Self::new(index).ok_or_else(|| NameError::new(&index.to_string(), "a slot below 16384"))
+    }
+}
+
+impl From<Slot> for u16 {
+    fn from(slot: Slot) -> Self {
+        slot.0
+    }
+}
+
+/// What an instance's slot is called on the host: `PREFIX TAG SLOT`, such as the network namespace `wrn-k3f0-12`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotName {
+    /// The instance that owns the object.
+    pub tag: InstanceTag,
+    /// The slot the object belongs to.
+    pub slot: Slot,
+}
+
+impl SlotName {
+    const NETNS_PREFIX: &'static str = "wrn-";
+    const VETH_PREFIX: &'static str = "wv";
+
+    /// The network namespace's handle under /run/wrenn/netns: `wrn-TAG-SLOT`.
+    pub fn netns(&self) -> String {
+        format!("{}{}-{}", Self::NETNS_PREFIX, self.tag, self.slot)
+    }
+
+    /// The host's end of the veth pair: `wvTAGSLOT`.
+    pub fn veth(&self) -> String {
+        format!("{}{}{}", Self::VETH_PREFIX, self.tag, self.slot)
+    }
+
+    /// Reads a name made by [`SlotName::netns`].
+    pub fn parse_netns(text: &str) -> Result<Self, NameError> {
+        let (tag, slot) = text
+            .strip_prefix(Self::NETNS_PREFIX)
+            .and_then(|rest| rest.split_once('-'))
+            .ok_or_else(|| NameError::new(text, "a network namespace of ours"))?;
+        Ok(Self { tag: tag.parse()?, slot: parse_slot(slot)? })
+    }
+
+    /// Reads a name made by [`SlotName::veth`].
+    pub fn parse_veth(text: &str) -> Result<Self, NameError> {
+        let (tag, slot) = text
+            .strip_prefix(Self::VETH_PREFIX)
+            .and_then(|rest| rest.split_at_checked(InstanceTag::LENGTH))
+            .ok_or_else(|| NameError::new(text, "a veth of ours"))?;
+        Ok(Self { tag: tag.parse()?, slot: parse_slot(slot)? })
+    }
+}
+
+/// The nftables table (family `inet`) of an instance: `wrenn_TAG`.
+pub fn nft_table(tag: InstanceTag) -> String {
+    format!("wrenn_{tag}")
+}
+
+fn parse_slot(text: &str) -> Result<Slot, NameError> {
+    let canonical = !text.starts_with('+') && (text == "0" || !text.starts_with('0'));
+    text.parse::<u16>()
+        .ok()
+        .filter(|_| canonical)
+        .and_then(Slot::new)
+        .ok_or_else(|| NameError::new(text, "a slot number"))
+}
+
+fn is_name_byte(byte: &u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit()
+}
+
+macro_rules! text_form {
+    ($type:ty) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+        impl TryFrom<String> for $type {
+            type Error = NameError;
+            fn try_from(text: String) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+        impl From<$type> for String {
+            fn from(name: $type) -> Self {
+                name.to_string()
+            }
+        }
+    };
+}
+text_form!(InstanceTag);
+text_form!(SandboxId);
+
+// The longest interface name: `wv`, a tag, a slot of 5 digits.
+const _: () = assert!(SlotName::VETH_PREFIX.len() + InstanceTag::LENGTH + 5 <= limits::INTERFACE_NAME_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn refuses_names_of_others() {
+        for text in ["veth0", "wv", "wvab", "wvabcd", "wvabcd016", "wvabcd+1", "wvABCD1", "wvabcd16384", "wväb1"] {
+            assert!(SlotName::parse_veth(text).is_err(), "{text}");
+        }
+        for text in ["wrn-abcd", "wrn-abc-1", "wrn-abcd-x", "cni-1234", "wrn-abcd-01"] {
+            assert!(SlotName::parse_netns(text).is_err(), "{text}");
+        }
+        for text in ["", "sb", "sbABCDEFGHIJKLMNOPQR", "sb0123456789-1234567", "i012345678901234567x"] {
+            assert!(text.parse::<SandboxId>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_slot_name_can_be_parsed_back(tag in "[a-z0-9]{4}", index in 0..limits::SLOTS_MAX) {
+            let name = SlotName { tag: tag.parse().unwrap(), slot: Slot::new(index).unwrap() };
+            prop_assert_eq!(SlotName::parse_veth(&name.veth()), Ok(name));
+            prop_assert_eq!(SlotName::parse_netns(&name.netns()), Ok(name));
+            prop_assert!(name.veth().len() <= limits::INTERFACE_NAME_MAX);
+        }
+
+        #[test]
+        fn every_random_id_is_an_id(random in any::<[u8; 18]>()) {
+            let id = SandboxId::from_random(random);
+            prop_assert_eq!(id.as_str().parse::<SandboxId>(), Ok(id.clone()));
+        }
+    }
+}
