@@ -25,4 +25,22 @@ pub const SOCKET_PATH_MAX: usize = 107;
 /// What is kept of a sandbox's serial console, in bytes.
 pub const CONSOLE_RING_BYTES: u64 = 256 * 1024;
 
+/// How fast a serial console is drained in the long run: a guest that floods it waits, and costs the host little.
+pub const CONSOLE_BYTES_PER_SECOND: u32 = 1024 * 1024;
+
+/// How much a serial console may print at once after a quiet time, in bytes: a kernel's whole boot log.
+pub const CONSOLE_BURST_BYTES: u32 = 256 * 1024;
+
+/// The user and group of slot 0's VMM; slot n has the n-th after it. Above what users, containers and systemd take.
+pub const VMM_UID_BASE: u32 = 0x7000_0000;
+
+/// What a sandbox commonly has; for saying how many of them fit into a host's memory.
+pub const SANDBOX_MEMORY_TYPICAL: Mib = Mib(256);
+
+/// Free disk space below which no sandbox is started: its disk would fill up under it.
+pub const DISK_FREE_LEAST: Mib = Mib(512);
+
+/// Free disk space that lets templates be built and sandboxes write: two Debian images and some room.
+pub const DISK_FREE_WANTED: Mib = Mib(4096);
+
 const _: () = assert!(SLOTS_MAX as u32 <= (1 << 15) / 2, "each slot takes two addresses of a /17");

@@ -102,6 +102,11 @@ impl Slot {
     pub const fn index(self) -> u16 {
         self.0
     }
+
+    /// The user and group that the slot's VMM runs as; nobody else does.
+    pub const fn vmm_uid(self) -> u32 {
+        limits::VMM_UID_BASE + self.0 as u32
+    }
 }
 
 impl fmt::Display for Slot {

@@ -1,1 +1,16 @@
-//! (see ARCHITECTURE.md)
+//! The only crate with `unsafe` code: system calls that no safe crate offers, each behind a safe signature.
+//!
+//! Descriptors are `OwnedFd` or `BorrowedFd`, never plain numbers. Every `unsafe` block says which invariant makes it
+//! sound and who upholds it. Nothing here knows what a sandbox is.
+
+pub mod ext4;
+pub mod fds;
+pub mod malloc;
+pub mod process;
+pub mod loopback;
+pub mod kvm;
+pub mod signals;
+pub mod spawn;
+pub mod netns;
+pub mod tap;
+pub mod tsc;

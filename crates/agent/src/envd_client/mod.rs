@@ -1,0 +1,136 @@
+//! The way into a guest: its agent, envd, on port 49983.
+//!
+//! ```text
+//!   EnvdClient ── dial ──► TCP, opened inside of the sandbox's network namespace
+//!      wait_ready   GET /health, short attempts until it answers
+//!      host call    POST /init …, signed with the instance's key
+//!      start        process.Process/Start over HTTP/2: a stream of events
+//! ```
+//!
+//! The guest is not trusted: each answer is bounded in size and in time, and what it says is reported as its words.
+
+mod exec;
+mod host_call;
+mod http1;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout_at};
+use wrenn_proto::envd::PORT;
+
+pub use exec::{Command, Exec, ExecEnd, ExecEvent, Input};
+pub use host_call::{HostKey, Init};
+
+/// How long one attempt to reach a guest that is still booting may take. A SYN sent before the guest's network is up is
+/// repeated by the kernel only after a second: many short attempts find it sooner.
+const ATTEMPT_LIMIT: Duration = Duration::from_millis(50);
+/// The pause between two attempts.
+const ATTEMPT_GAP: Duration = Duration::from_millis(5);
+/// How long a connection to a guest that was ready before may take.
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a guest did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvdError {
+    /// No connection.
+    #[error("cannot reach the guest's agent; has the guest ended, or is its network down?")]
+    Unreachable(#[source] io::Error),
+    /// It never became ready.
+    #[error("the guest's agent was not ready within {} ms", .limit.as_millis())]
+    NotReady {
+        /// How long it had.
+        limit: Duration,
+        /// What the last attempt met.
+        #[source]
+        last: Box<EnvdError>,
+    },
+    /// It took too long over one call.
+    #[error("the guest's agent did not answer {call} within {} ms", .limit.as_millis())]
+    Deadline {
+        /// What it was asked.
+        call: &'static str,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// What it said is not its protocol, or more than its limit.
+    #[error("the guest's agent broke its protocol in {call}: {detail}")]
+    Protocol {
+        /// What it was asked.
+        call: &'static str,
+        /// What is wrong.
+        detail: String,
+    },
+    /// It refused.
+    #[error("the guest's agent refused {call} ({code}): {message}")]
+    Refused {
+        /// What it was asked.
+        call: &'static str,
+        /// Its error code: a Connect code such as `not_found`, or an HTTP status.
+        code: String,
+        /// Its words, at most [`MESSAGE_CHARS_MAX`] characters.
+        message: String,
+    },
+}
+
+/// What is kept of a guest's error text, in characters.
+pub const MESSAGE_CHARS_MAX: usize = 500;
+
+/// A guest's words, made fit to be shown: bounded, control characters escaped.
+fn words(text: &str) -> String {
+    text.chars()
+        .take(MESSAGE_CHARS_MAX)
+        .map(|character| if character.is_control() { '\u{fffd}' } else { character })
+        .collect()
+}
+
+/// Opens connections to a guest.
+#[async_trait]
+pub trait Dial: Send + Sync + fmt::Debug {
+    /// A connection to `port` of the guest within `limit`. Cancel safe.
+    async fn dial(&self, port: u16, limit: Duration) -> io::Result<TcpStream>;
+}
+
+/// A guest's agent, as the host speaks to it. Cheap to clone; opens connections as it needs them.
+#[derive(Clone, Debug)]
+pub struct EnvdClient {
+    dial: Arc<dyn Dial>,
+    access_token: String,
+}
+
+impl EnvdClient {
+    /// The agent reached by `dial`, which will be, or was, given `access_token`.
+    pub fn new(dial: Arc<dyn Dial>, access_token: String) -> Self {
+        Self { dial, access_token }
+    }
+
+    async fn connect(&self, limit: Duration) -> io::Result<TcpStream> {
+        self.dial.dial(PORT, limit).await
+    }
+
+    /// Waits until the guest answers `GET /health`, at most `limit`.
+    pub async fn wait_ready(&self, limit: Duration) -> Result<(), EnvdError> {
+        let deadline = Instant::now() + limit;
+        let mut last = EnvdError::Unreachable(io::ErrorKind::NotConnected.into());
+        while Instant::now() < deadline {
+            match timeout_at(deadline, self.health()).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => last = error,
+                Err(_elapsed) => break,
+            }
+            sleep(ATTEMPT_GAP).await;
+        }
+        Err(EnvdError::NotReady { limit, last: Box::new(last) })
+    }
+
+    /// One attempt at `GET /health`. Once the connection stands the guest has its kernel up and answers when it can:
+    /// under emulation that may take longer than an attempt, so the answer has a limit of its own.
+    async fn health(&self) -> Result<(), EnvdError> {
+        let stream = self.connect(ATTEMPT_LIMIT).await.map_err(EnvdError::Unreachable)?;
+        http1::get_health(stream).await
+    }
+}

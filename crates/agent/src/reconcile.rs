@@ -1,0 +1,143 @@
+//! What nobody owns any more, and taking it away.
+//!
+//! A sandbox belongs to the process that holds its lock. When that process is gone, however it went, the lock is free, and
+//! the next start of this instance finds the sandbox's folder here. Everything else on the host with this instance's tag is
+//! derived from slots; the network's own sweep takes away what has no living owner. Objects of other tags are never
+//! touched.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use wrenn_engine::names::{SandboxId, Slot};
+use wrenn_engine::network::NetworkError;
+use wrenn_engine::vmm::Shim;
+use wrenn_sys::process::Identity;
+
+use crate::host::Host;
+use crate::instance::{Instance, InstanceError, Places, io_error};
+use crate::lock::Lock;
+use crate::manifest::Manifest;
+use crate::sandbox::Parts;
+
+/// How long killed processes of an orphan have to be gone.
+const END_LIMIT: Duration = Duration::from_secs(5);
+/// How often that is looked at: there is nothing to wait on for processes that are not children.
+const END_POLL: Duration = Duration::from_millis(5);
+
+/// Why a sweep could not be finished; what was not swept is tried again at the next start.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// The instance's files.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// The network's objects.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+}
+
+/// What a sweep took away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Sandboxes without an owner.
+    pub sandboxes: Vec<SandboxId>,
+    /// Network slots without an owner.
+    pub slots: Vec<Slot>,
+}
+
+/// Takes away what nobody owns, under the instance's lock. Cheap when there is nothing.
+pub async fn sweep(host: &Host) -> Result<Swept, SweepError> {
+    let _one_sweeps = host.instance.lock()?;
+    let mut swept = Swept::default();
+    for id in sandboxes(&host.instance)? {
+        if sweep_sandbox(&host.instance, &id)? {
+            tracing::warn!(sandbox = %id, "removed a sandbox whose owner was gone");
+            swept.sandboxes.push(id);
+        }
+    }
+    swept.slots = host.network.sweep().await?.removed;
+    Ok(swept)
+}
+
+/// Ids of the sandboxes that have a folder; other names are not ours and stay.
+pub fn sandboxes(instance: &Instance) -> Result<Vec<SandboxId>, InstanceError> {
+    let folder = instance.sandboxes_dir();
+    let failed = || io_error("read the folder", &folder);
+    let mut ids = Vec::new();
+    for entry in std::fs::read_dir(&folder).map_err(failed())? {
+        let name = entry.map_err(failed())?.file_name();
+        if let Some(id) = name.to_str().and_then(|name| name.parse().ok()) {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
+}
+
+/// Whether the sandbox had no owner and is gone now.
+fn sweep_sandbox(instance: &Instance, id: &SandboxId) -> Result<bool, InstanceError> {
+    let places = instance.places(id);
+    let lock_path = places.lock();
+    let Some(_lock) = Lock::try_acquire(&lock_path).map_err(io_error("lock", &lock_path))? else {
+        return Ok(false);
+    };
+    end_vm(&places);
+    Parts::remove_folders(&places);
+    Ok(true)
+}
+
+/// Ends shim and VMM. The shim is asked first; whatever still runs as the slot's user, or with the sandbox's spec as its
+/// argument, is killed: a shim that is stuck, and one that did not listen yet.
+fn end_vm(places: &Places) {
+    Shim::at(&places.shim_socket()).end();
+    let uid = match Manifest::read(&places.manifest()) {
+        Ok(manifest) => manifest.and_then(|manifest| manifest.slot).map(|slot| slot.vmm_uid()),
+        Err(error) => {
+            tracing::warn!(%error, "the manifest of an orphan cannot be read; its VM is found by its shim alone");
+            None
+        }
+    };
+    let deadline = Instant::now() + END_LIMIT;
+    loop {
+        let left = processes(&places.shim_spec(), uid);
+        if left.is_empty() {
+            return;
+        }
+        if Instant::now() > deadline {
+            tracing::error!(?left, "processes of an orphaned sandbox do not end");
+            return;
+        }
+        left.iter().for_each(kill);
+        std::thread::sleep(END_POLL);
+    }
+}
+
+fn kill(process: &Identity) {
+    if let Err(error) = process.signal(Signal::KILL) {
+        tracing::warn!(?process, %error, "cannot kill a process of an orphaned sandbox");
+    }
+}
+
+/// The living processes that run as `uid` or have `spec` as an argument.
+fn processes(spec: &Path, uid: Option<u32>) -> Vec<Identity> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| has_argument(*pid, spec) || uid.is_some_and(|uid| runs_as(*pid, uid)))
+        .filter_map(|pid| Identity::read(pid).ok())
+        .filter(|process| process.is_alive().unwrap_or(false))
+        .collect()
+}
+
+fn has_argument(pid: u32, wanted: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt as _;
+    // A process that ends while it is looked at has no arguments any more.
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    arguments.split(|byte| *byte == 0).any(|argument| argument == wanted.as_os_str().as_bytes())
+}
+
+fn runs_as(pid: u32, uid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    uids.is_some_and(|uids| uids.split_whitespace().next() == Some(uid.to_string().as_str()))
+}

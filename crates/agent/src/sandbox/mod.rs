@@ -1,0 +1,157 @@
+//! A sandbox's life, from the request to the last file.
+//!
+//! ```text
+//!   Request ─► begun (id, folder, lock, manifest) ─► networked ─► disked ─► booted ─► ready ─► Sandbox
+//!                 └──────────────┴──────────┴─────────┴────────┴── any failure ──► Parts::destroy ─► gone
+//! ```
+//!
+//! [`Parts`] is what exists of a sandbox on the host at any moment; destroying it takes down whatever is there, in the
+//! reverse order. Its slot is written into the manifest before anything of it is used, and so is `destroying` before
+//! anything is taken down; what a crash leaves is found by [`crate::reconcile`].
+
+mod create;
+mod parts;
+mod request;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use wrenn_engine::names::SandboxId;
+use wrenn_engine::vmm::{Description, Incident, Machine, VmEnd};
+
+use crate::envd_client::EnvdClient;
+
+pub use create::{Cancel, CreateError, create};
+pub use parts::Parts;
+pub use request::{CheckedShape, HostFacts, Problem, Problems, Shape};
+
+/// What is asked of a new sandbox.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Name or id of the template.
+    pub template: String,
+    /// A kernel image to boot instead of the prepared one.
+    pub kernel: Option<PathBuf>,
+    /// Its size.
+    pub shape: Shape,
+    /// How long the guest may take to become ready.
+    pub ready_limit: Duration,
+}
+
+/// One phase of a sandbox's life and how long it took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Which phase.
+    pub phase: &'static str,
+    /// Wall time.
+    pub took: Duration,
+}
+
+/// Measures phases one after another.
+#[derive(Debug)]
+pub struct Stopwatch {
+    last: Instant,
+    timings: Vec<Timing>,
+}
+
+impl Default for Stopwatch {
+    fn default() -> Self {
+        Self { last: Instant::now(), timings: Vec::new() }
+    }
+}
+
+impl Stopwatch {
+    /// Ends `phase`, and begins the next.
+    pub fn lap(&mut self, phase: &'static str) {
+        let now = Instant::now();
+        self.timings.push(Timing { phase, took: now - self.last });
+        self.last = now;
+    }
+
+    /// What was measured so far.
+    pub fn timings(&self) -> &[Timing] {
+        &self.timings
+    }
+}
+
+/// Something that went wrong with a running sandbox without anybody asking for it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// Its VM ended.
+    #[error("the VM ended on its own: {0}")]
+    VmEnded(String),
+    /// There is no room for what the guest writes; it stands still.
+    #[error("the guest's disk cannot grow: the file system under WRENN_DIR is full; free some space there")]
+    DiskFull,
+    /// The host cannot read or write its disk.
+    #[error("the host cannot read or write the guest's disk: {0}")]
+    DiskError(String),
+}
+
+/// A sandbox whose guest is ready.
+pub struct Sandbox {
+    id: SandboxId,
+    envd: EnvdClient,
+    vmm: Description,
+    machine: Box<dyn Machine>,
+    ended: oneshot::Receiver<VmEnd>,
+    parts: Parts,
+    watch: Stopwatch,
+}
+
+impl Sandbox {
+    /// Which sandbox.
+    pub fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    /// The way into its guest.
+    pub fn envd(&self) -> &EnvdClient {
+        &self.envd
+    }
+
+    /// Which VMM runs it.
+    pub fn vmm(&self) -> &Description {
+        &self.vmm
+    }
+
+    /// The last `bytes_max` bytes of its serial console, as the guest wrote them.
+    pub fn console_tail(&self, bytes_max: u64) -> Vec<u8> {
+        self.parts.console_tail(bytes_max)
+    }
+
+    /// Waits until something goes wrong with the VM. Cancel safe.
+    pub async fn trouble(&mut self) -> Trouble {
+        tokio::select! {
+            // The shim's word counts more than a control connection that closed: it knows how the VM ended.
+            biased;
+            end = &mut self.ended => Trouble::VmEnded(ending(end)),
+            incident = self.machine.incident() => match incident {
+                Incident::DiskFull => Trouble::DiskFull,
+                Incident::DiskError(reason) => Trouble::DiskError(reason),
+                Incident::Ended => Trouble::VmEnded(ending((&mut self.ended).await)),
+            },
+        }
+    }
+
+    /// Takes it down; nothing of it is left. Answers how long each phase of its life took.
+    pub async fn destroy(self) -> Vec<Timing> {
+        let Self { parts, mut watch, .. } = self;
+        parts.destroy().await;
+        watch.lap("destroy");
+        watch.timings
+    }
+
+    /// Ends the current phase of its life.
+    pub fn lap(&mut self, phase: &'static str) {
+        self.watch.lap(phase);
+    }
+}
+
+fn ending(end: Result<VmEnd, oneshot::error::RecvError>) -> String {
+    match end {
+        Ok(VmEnd::Recorded(record)) => format!("the VMM {}", record.end),
+        Ok(VmEnd::ShimGone) | Err(_) => "its shim is gone".to_owned(),
+    }
+}

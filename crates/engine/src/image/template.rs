@@ -1,0 +1,499 @@
+//! Templates: immutable root filesystems, named after what is in them, found by a name that can move.
+//!
+//! ```text
+//! templates/names.json            {"minimal": ID, ...}      the only thing that changes, replaced as a whole
+//! templates/ID/rootfs.ext4        mode 0444, sparse
+//! templates/ID/manifest.json      what it is
+//! templates/ID/verified.json      inode, length and time of the file whose hash was right
+//! ```
+//!
+//! Before a sandbox starts from a template its length is compared, always; its whole hash only when the file is not the
+//! one that was hashed last. A sandbox reads its template for as long as it lives, so an id is never changed nor reused.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::ext4::{self, Ext4Error, Room};
+use super::files::{self, BuildLock, FileError, Identity, WorkFolder};
+use super::{Places, Reporter, apt, base, deb, minimal, tree};
+use crate::command::CommandError;
+use crate::units::Mib;
+
+/// Changes whenever a manifest is read differently.
+const FORMAT: u32 = 1;
+const ROOTFS: &str = "rootfs.ext4";
+const MANIFEST: &str = "manifest.json";
+const VERIFIED: &str = "verified.json";
+/// Hex digits of a hash in an id.
+const ID_DIGITS: usize = 16;
+/// Longest name of a template.
+const NAME_MAX: usize = 64;
+
+/// A template we know how to build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Recipe {
+    /// busybox; built in seconds.
+    Minimal,
+    /// Debian with python3, curl, git and sudo.
+    Base,
+}
+
+impl Recipe {
+    /// All recipes.
+    pub const ALL: [Self; 2] = [Self::Minimal, Self::Base];
+
+    /// The template's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Minimal => "minimal",
+            Self::Base => "base",
+        }
+    }
+
+    /// Disk space that building it takes at most, downloads included.
+    const fn space(self) -> Mib {
+        match self {
+            Self::Minimal => Mib(128),
+            Self::Base => Mib(2048),
+        }
+    }
+
+    const fn room(self) -> Room {
+        match self {
+            Self::Minimal => minimal::ROOM,
+            Self::Base => base::ROOM,
+        }
+    }
+
+    /// What was decided here about the template; a build whose inputs are these again does nothing.
+    fn inputs(self) -> String {
+        let text = match self {
+            Self::Minimal => format!("minimal {} {}", minimal::FORMAT, minimal::PACKAGE),
+            Self::Base => format!("base {} {}", base::FORMAT, base::PACKAGES.join(" ")),
+        };
+        let text = format!("{text} ext4 {} {:?} profile {}", ext4::FORMAT, self.room(), tree::PROFILE);
+        files::hash_parts([text.as_bytes(), apt::ARCHITECTURE.as_bytes()])
+    }
+}
+
+/// A name of no recipe.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no recipe for a template `{0}`; there are `minimal` and `base`")]
+pub struct UnknownRecipe(String);
+
+impl FromStr for Recipe {
+    type Err = UnknownRecipe;
+
+    fn from_str(name: &str) -> Result<Self, UnknownRecipe> {
+        Self::ALL.into_iter().find(|recipe| recipe.name() == name).ok_or_else(|| UnknownRecipe(name.to_owned()))
+    }
+}
+
+/// A template that is there and as it was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// Hash of what is in it.
+    pub id: String,
+    /// The name it was built under.
+    pub name: String,
+    /// The image of the root filesystem: ext4, raw, never written to.
+    pub rootfs: PathBuf,
+    /// Its length in bytes.
+    pub size_bytes: u64,
+    /// SHA-256 of it.
+    pub sha256: String,
+    /// When it was built, RFC 3339.
+    pub created: String,
+}
+
+/// A template's manifest file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    format: u32,
+    id: String,
+    name: String,
+    size: u64,
+    sha256: String,
+    /// The unpacked kernel that was prepared when it was built; it runs with others too.
+    kernel: Option<String>,
+    created: String,
+    architecture: String,
+    /// Hash of the recipe.
+    inputs: String,
+}
+
+/// The names and what they mean.
+type Names = BTreeMap<String, String>;
+
+/// Why there is no template.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// Nothing has that name.
+    #[error("there is no template `{name}`{}", known_templates(name, known))]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// A name that can be none.
+    #[error("`{0}` cannot be a template's name: 1 to 64 characters of [a-z0-9._-], beginning with a letter or digit")]
+    BadName(String),
+    /// Its image is shorter or longer than it was.
+    #[error(
+        "the image of the template `{name}` has {found} bytes instead of {wanted} ({}); build it again: `wrenn template \
+         build --refresh {name}`", path.display()
+    )]
+    WrongSize {
+        /// The template.
+        name: String,
+        /// Its image.
+        path: PathBuf,
+        /// Bytes it was made with.
+        wanted: u64,
+        /// Bytes it has.
+        found: u64,
+    },
+    /// Its image is not what it was.
+    #[error(
+        "the image of the template `{name}` has the hash {found} instead of {wanted} ({}); build it again: `wrenn template \
+         build --refresh {name}`", path.display()
+    )]
+    HashMismatch {
+        /// The template.
+        name: String,
+        /// Its image.
+        path: PathBuf,
+        /// SHA-256 it was made with.
+        wanted: String,
+        /// SHA-256 it has.
+        found: String,
+    },
+    /// It was made by another version.
+    #[error("the template `{name}` has the format {found}, this wrenn reads {FORMAT}; build it again")]
+    WrongFormat {
+        /// The template.
+        name: String,
+        /// Its format.
+        found: u32,
+    },
+    /// There is not enough space to build.
+    #[error("building `{name}` needs {needed} of free disk space in {}, there are {free}", folder.display())]
+    NoSpace {
+        /// The template.
+        name: String,
+        /// Where.
+        folder: PathBuf,
+        /// Space it takes.
+        needed: Mib,
+        /// Space there is.
+        free: Mib,
+    },
+    /// The disk became full.
+    #[error("the disk became full while building `{name}`: it needs {needed} in {}; nothing of it was kept", folder.display())]
+    DiskFull {
+        /// The template.
+        name: String,
+        /// Where.
+        folder: PathBuf,
+        /// Space it takes.
+        needed: Mib,
+        /// The step that failed.
+        #[source]
+        source: Box<TemplateError>,
+    },
+    /// The busybox package has no busybox.
+    #[error("the package {} holds no busybox", package.display())]
+    NoBusybox {
+        /// The package.
+        package: PathBuf,
+    },
+    /// busybox does not run.
+    #[error("cannot ask busybox for its names")]
+    Busybox(#[source] CommandError),
+    /// The host is no Debian.
+    #[error("the template `base` is this host's Debian release, but /etc/os-release names no Debian release")]
+    NotDebian,
+    /// apt cannot say where packages come from.
+    #[error("cannot ask apt for this machine's sources")]
+    AptSources(#[source] CommandError),
+    /// None of the sources is Debian's.
+    #[error("apt's sources on this machine have no Debian `{suite}`; add it and run `apt-get update`")]
+    NoDebianSources {
+        /// The release.
+        suite: String,
+    },
+    /// mmdebstrap failed.
+    #[error("cannot install Debian into a folder")]
+    Bootstrap(#[source] CommandError),
+    /// A package cannot be had.
+    #[error(transparent)]
+    Apt(#[from] apt::AptError),
+    /// A package cannot be read.
+    #[error(transparent)]
+    Package(#[from] deb::DebError),
+    /// The filesystem cannot be made.
+    #[error(transparent)]
+    Ext4(#[from] Ext4Error),
+    /// Files of ours.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+fn known_templates(name: &str, known: &[String]) -> String {
+    let known = match known {
+        [] => String::new(),
+        known => format!("; there are: {}", known.join(", ")),
+    };
+    match Recipe::from_str(name) {
+        Ok(_) => format!("{known}; build it: `wrenn template build {name}`"),
+        Err(_) => known,
+    }
+}
+
+/// The template of this name, or of this id, checked.
+pub fn find(places: &Places, name: &str) -> Result<Template, TemplateError> {
+    if !is_name(name) {
+        return Err(TemplateError::BadName(name.chars().take(100).collect()));
+    }
+    let names = read_names(places)?;
+    let id = names.get(name).map_or(name, String::as_str);
+    let Some(manifest) = read_manifest(places, id)? else {
+        return Err(TemplateError::Unknown { name: name.to_owned(), known: names.into_keys().collect() });
+    };
+    verify(places, manifest)
+}
+
+/// All templates that have a name, by name. Their images are not looked at.
+pub fn list(places: &Places) -> Result<Vec<Template>, TemplateError> {
+    let mut found = Vec::new();
+    for (name, id) in read_names(places)? {
+        if let Some(manifest) = read_manifest(places, &id)? {
+            found.push(Template { name, ..template(places, manifest) });
+        }
+    }
+    Ok(found)
+}
+
+/// Builds a template, or finds that it was built from the same inputs. With `refresh` it is built in any case, from the
+/// newest packages.
+pub async fn build(
+    places: &Places,
+    recipe: Recipe,
+    refresh: bool,
+    progress: &Reporter,
+) -> Result<Template, TemplateError> {
+    files::make_folder(&places.templates())?;
+    if !refresh && let Some(template) = built(places, recipe)? {
+        return Ok(template);
+    }
+    progress.report("wait for other builds", 0, 0);
+    let lock = lock(places).await?;
+    if !refresh && let Some(template) = built(places, recipe)? {
+        return Ok(template);
+    }
+    let folder = places.templates();
+    let free = files::free_bytes(&folder)?;
+    if free < recipe.space().bytes() {
+        let (name, needed) = (recipe.name().to_owned(), recipe.space());
+        return Err(TemplateError::NoSpace { name, folder, needed, free: Mib::holding(free) });
+    }
+    let work = WorkFolder::new(&places.work(), &lock)?;
+    let made = make(places, work.path(), recipe, refresh, progress).await;
+    // The work folder goes on every way out; a full disk is free again before anybody reads why.
+    drop(work);
+    made.map_err(|source| explain(places, recipe, source))
+}
+
+async fn lock(places: &Places) -> Result<BuildLock, FileError> {
+    let path = places.lock();
+    tokio::task::spawn_blocking(move || BuildLock::acquire(&path)).await.expect("locking does not panic")
+}
+
+/// The template of this recipe, if it is there, whole, and of the same inputs.
+fn built(places: &Places, recipe: Recipe) -> Result<Option<Template>, TemplateError> {
+    let Some(id) = read_names(places)?.remove(recipe.name()) else { return Ok(None) };
+    let Some(manifest) = read_manifest(places, &id)? else { return Ok(None) };
+    if manifest.inputs != recipe.inputs() {
+        return Ok(None);
+    }
+    match verify(places, manifest) {
+        Err(TemplateError::WrongSize { .. } | TemplateError::HashMismatch { .. }) => {
+            tracing::warn!(template = recipe.name(), "the template is damaged; building it again");
+            Ok(None)
+        }
+        checked => checked.map(Some),
+    }
+}
+
+async fn make(
+    places: &Places,
+    work: &Path,
+    recipe: Recipe,
+    refresh: bool,
+    progress: &Reporter,
+) -> Result<Template, TemplateError> {
+    let root = work.join("root");
+    files::make_folder(&root)?;
+    fill(places, work, &root, recipe, refresh, progress).await?;
+    progress.report("make the filesystem", 0, 0);
+    let summary = blocking({
+        let root = root.clone();
+        move || tree::finish(&root)
+    })
+    .await?;
+    let geometry = ext4::geometry(&summary, recipe.room());
+    let made = work.join("template");
+    files::make_folder(&made)?;
+    ext4::make(&made.join(ROOTFS), &root, geometry, recipe.room()).await?;
+    let id = files::hash_parts([
+        &FORMAT.to_le_bytes()[..],
+        summary.digest.as_bytes(),
+        format!("{geometry:?} {:?} {}", recipe.room(), ext4::FORMAT).as_bytes(),
+    ]);
+    let (places, progress) = (places.clone(), progress.clone());
+    blocking(move || publish(&places, &made, id[..ID_DIGITS].to_owned(), recipe, &progress)).await
+}
+
+/// Fills the root folder from the recipe's packages.
+async fn fill(
+    places: &Places,
+    work: &Path,
+    root: &Path,
+    recipe: Recipe,
+    refresh: bool,
+    progress: &Reporter,
+) -> Result<(), TemplateError> {
+    match recipe {
+        Recipe::Minimal => {
+            let downloads = places.downloads();
+            let package = match apt::cached(&downloads, minimal::PACKAGE)? {
+                Some(package) if !refresh => package,
+                Some(_) | None => apt::fetch(&downloads, work, minimal::PACKAGE, minimal::PACKAGE, progress).await?,
+            };
+            minimal::fill(root, &package.path(&downloads)).await
+        }
+        Recipe::Base => base::fill(root, work, &base::sources().await?, progress).await,
+    }
+}
+
+/// Hashes the image, writes its manifest, gives the folder its name, and the name its folder.
+fn publish(
+    places: &Places,
+    made: &Path,
+    id: String,
+    recipe: Recipe,
+    progress: &Reporter,
+) -> Result<Template, TemplateError> {
+    let rootfs = made.join(ROOTFS);
+    files::set_mode(&rootfs, 0o444)?;
+    let size = Identity::of(&rootfs)?.size();
+    let sha256 = files::hash_file(&rootfs, |done| progress.report("hash the image", done, size))?;
+    let manifest = Manifest {
+        format: FORMAT,
+        id: id.clone(),
+        name: recipe.name().to_owned(),
+        size,
+        sha256,
+        kernel: super::kernel::prepared(places)?,
+        created: files::now(),
+        architecture: apt::ARCHITECTURE.to_owned(),
+        inputs: recipe.inputs(),
+    };
+    files::write_json(&made.join(MANIFEST), &manifest)?;
+    let target = places.template(&id);
+    remove_if_damaged(places, &id)?;
+    files::publish(made, &target)?;
+    // Another build of the same content may have been first: what is there counts.
+    let manifest = read_manifest(places, &id)?.unwrap_or(manifest);
+    let template = verify(places, manifest)?;
+    let mut names = read_names(places)?;
+    names.insert(recipe.name().to_owned(), id);
+    files::write_json(&places.names(), &names)?;
+    Ok(template)
+}
+
+/// Makes way for a whole image where a damaged one of the same id lies; sandboxes that run on it keep the old file.
+fn remove_if_damaged(places: &Places, id: &str) -> Result<(), TemplateError> {
+    let Some(manifest) = read_manifest(places, id)? else { return Ok(()) };
+    match verify(places, manifest) {
+        Ok(_) => Ok(()),
+        Err(_damaged) => Ok(files::remove_tree(&places.template(id))?),
+    }
+}
+
+fn verify(places: &Places, manifest: Manifest) -> Result<Template, TemplateError> {
+    if manifest.format != FORMAT {
+        return Err(TemplateError::WrongFormat { name: manifest.name, found: manifest.format });
+    }
+    let folder = places.template(&manifest.id);
+    let path = folder.join(ROOTFS);
+    let identity = Identity::of(&path)?;
+    if identity.size() != manifest.size {
+        let (wanted, found) = (manifest.size, identity.size());
+        return Err(TemplateError::WrongSize { name: manifest.name, path, wanted, found });
+    }
+    let stamp = folder.join(VERIFIED);
+    if files::read_json::<Identity>(&stamp)?.as_ref() != Some(&identity) {
+        let found = files::hash_file(&path, |_| ())?;
+        if found != manifest.sha256 {
+            let wanted = manifest.sha256;
+            return Err(TemplateError::HashMismatch { name: manifest.name, path, wanted, found });
+        }
+        files::write_json(&stamp, &identity)?;
+    }
+    Ok(template(places, manifest))
+}
+
+fn template(places: &Places, manifest: Manifest) -> Template {
+    Template {
+        rootfs: places.template(&manifest.id).join(ROOTFS),
+        id: manifest.id,
+        name: manifest.name,
+        size_bytes: manifest.size,
+        sha256: manifest.sha256,
+        created: manifest.created,
+    }
+}
+
+fn read_names(places: &Places) -> Result<Names, FileError> {
+    Ok(files::read_json(&places.names())?.unwrap_or_default())
+}
+
+fn read_manifest(places: &Places, id: &str) -> Result<Option<Manifest>, FileError> {
+    files::read_json(&places.template(id).join(MANIFEST))
+}
+
+/// Keeps names away from the filesystem: no slash, no leading dot.
+fn is_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    first && name.len() <= NAME_MAX && name.bytes().all(allowed)
+}
+
+/// A full disk looks different in every step; to the user it is one thing.
+fn explain(places: &Places, recipe: Recipe, source: TemplateError) -> TemplateError {
+    if !is_disk_full(&source) {
+        return source;
+    }
+    let (name, needed) = (recipe.name().to_owned(), recipe.space());
+    TemplateError::DiskFull { name, folder: places.templates(), needed, source: Box::new(source) }
+}
+
+fn is_disk_full(error: &TemplateError) -> bool {
+    let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    causes.any(|cause| {
+        cause.downcast_ref::<FileError>().is_some_and(FileError::is_disk_full)
+            || cause.downcast_ref::<CommandError>().is_some_and(|it| it.stderr().contains("No space left on device"))
+    }) || matches!(error, TemplateError::File(file) if file.is_disk_full())
+}
+
+async fn blocking<T: Send + 'static, E: Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    tokio::task::spawn_blocking(work).await.expect("image work does not panic")
+}

@@ -1,0 +1,271 @@
+//! Starting a VMM under its shim, and holding on to the shim.
+//!
+//! The shim is the VMM's parent from the first moment: it reads its spec from a file, listens, starts the VMM as an
+//! unprivileged user in the sandbox's network namespace, and writes down how it ended. This side only speaks its
+//! protocol; it blocks, so callers use a blocking thread.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::sync::oneshot;
+use wrenn_proto::shim::{
+    Client, ClientError, Console, Credentials, ExitRecord, InheritedFd, ReadError, Ready, Resource, Rlimit,
+    SPEC_VERSION, Spec, SpecError, Vmm,
+};
+use wrenn_sys::spawn::{Child, Spawn, SpawnError};
+
+use super::Launch;
+use crate::limits;
+use crate::names::SandboxId;
+
+/// How long the shim has for one answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long VMM and shim have to end once they are killed.
+const END_LIMIT: Duration = Duration::from_secs(10);
+/// The first descriptor number given to a shim; below are its standard ones and the ready descriptor.
+const FIRST_FD: i32 = 10;
+const READY_FD: i32 = 3;
+/// Open descriptors a VMM may have.
+const VMM_FILES_MAX: u64 = 256;
+/// Threads a VMM may have: its vCPUs, its I/O workers (64 at most), its main loop.
+const VMM_THREADS_MAX: u64 = 64 + 32 + limits::VCPUS_MAX as u64;
+
+/// Where a VMM and its shim live.
+#[derive(Debug)]
+pub struct LaunchSpec<'a> {
+    /// The sandbox.
+    pub id: &'a SandboxId,
+    /// What to start.
+    pub launch: Launch,
+    /// The shim's binary.
+    pub shim_program: &'a Path,
+    /// The sandbox's network namespace.
+    pub netns: &'a Path,
+    /// The user and group the VMM runs as.
+    pub uid: u32,
+    /// Largest file the VMM may write, in bytes.
+    pub file_bytes_max: u64,
+    /// Where the spec goes.
+    pub spec_path: &'a Path,
+    /// Where the shim listens.
+    pub socket: &'a Path,
+    /// Where the console ring goes.
+    pub console: &'a Path,
+    /// Where the end is recorded.
+    pub exit_record: &'a Path,
+    /// Where the shim's own complaints go.
+    pub log: &'a Path,
+}
+
+/// Why a VMM was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The spec makes no sense.
+    #[error("cannot describe the VMM to its shim")]
+    Spec(#[from] SpecError),
+    /// A file or pipe of the launch failed.
+    #[error("cannot {step} {path}")]
+    Io {
+        /// What was being done.
+        step: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// The shim's binary did not start.
+    #[error("cannot start the shim")]
+    Shim(#[from] SpawnError),
+    /// The shim did not say how it went.
+    #[error("the shim did not start the VMM; see {log}")]
+    Silent {
+        /// Where its complaints are.
+        log: PathBuf,
+        /// What was read.
+        #[source]
+        source: ReadError,
+    },
+    /// The shim could not set itself up.
+    #[error("the shim could not start: {0}")]
+    Failed(String),
+    /// The VMM's program did not start.
+    #[error("the VMM {}", .0.end)]
+    Vmm(Box<ExitRecord>),
+}
+
+/// How a VM ended, as far as its shim can tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmEnd {
+    /// The shim wrote it down.
+    Recorded(ExitRecord),
+    /// The shim itself is gone, and the VMM with it.
+    ShimGone,
+}
+
+/// A shim that runs.
+#[derive(Debug)]
+pub struct Shim {
+    socket: PathBuf,
+    /// The process, when this one started it and has to reap it.
+    child: Option<Child>,
+}
+
+/// Starts a shim, which starts the VMM. Blocks until the VMM runs or did not start.
+pub fn launch(spec: LaunchSpec<'_>) -> Result<Shim, LaunchError> {
+    let described = describe(&spec);
+    described.check()?;
+    write_spec(&described, spec.spec_path)?;
+    let (ready_read, ready_write) = pipe_with(PipeFlags::CLOEXEC)
+        .map_err(|error| LaunchError::Io { step: "make a pipe for", path: spec.socket.to_owned(), source: error.into() })?;
+    let child = spawn_shim(&spec, &ready_write)?;
+    drop(ready_write);
+    match Ready::read(File::from(ready_read)) {
+        Ok(Ready::Started { .. }) => Ok(Shim { socket: spec.socket.to_owned(), child: Some(child) }),
+        Ok(Ready::SpawnFailed(record)) => Err(after(child, LaunchError::Vmm(Box::new(record)))),
+        Ok(Ready::Failed { message }) => Err(after(child, LaunchError::Failed(message))),
+        Err(source) => Err(after(child, LaunchError::Silent { log: spec.log.to_owned(), source })),
+    }
+}
+
+fn spawn_shim(spec: &LaunchSpec<'_>, ready: &OwnedFd) -> Result<Child, LaunchError> {
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(spec.log)
+        .map_err(|source| LaunchError::Io { step: "open", path: spec.log.to_owned(), source })?;
+    let mut spawn = Spawn::new(spec.shim_program)
+        .arg0("wrenn-shim")
+        .arg(spec.spec_path)
+        .fd(log.as_fd(), 2)
+        .fd(ready.as_fd(), READY_FD)
+        .umask(0o077);
+    for ((fd, _), number) in spec.launch.descriptors.iter().zip(FIRST_FD..) {
+        spawn = spawn.fd(fd.as_fd(), number);
+    }
+    Ok(spawn.start()?)
+}
+
+/// Reaps a shim that ended by itself; its end says nothing that the error does not.
+fn after(child: Child, error: LaunchError) -> LaunchError {
+    if let Err(reaping) = child.wait() {
+        tracing::warn!(%reaping, "cannot reap a shim that did not start its VMM");
+    }
+    error
+}
+
+fn describe(spec: &LaunchSpec<'_>) -> Spec {
+    let fds = spec.launch.descriptors.iter().zip(FIRST_FD..);
+    Spec {
+        version: SPEC_VERSION,
+        sandbox: spec.id.to_string(),
+        vmm: Vmm {
+            program: spec.launch.program.clone(),
+            args: spec.launch.args.clone(),
+            env: Vec::new(),
+            cwd: PathBuf::from("/"),
+            credentials: Some(Credentials { uid: spec.uid, gid: spec.uid, groups: Vec::new() }),
+            netns: Some(spec.netns.to_owned()),
+            cgroup: None,
+            fds: fds.map(|((_, vmm), shim)| InheritedFd { shim, vmm: *vmm }).collect(),
+            rlimits: rlimits(spec.file_bytes_max),
+            // Under memory pressure a sandbox goes before what the host itself runs.
+            oom_score_adj: Some(500),
+        },
+        console: Console {
+            path: spec.console.to_owned(),
+            bytes: limits::CONSOLE_RING_BYTES,
+            bytes_per_second: limits::CONSOLE_BYTES_PER_SECOND,
+            burst_bytes: limits::CONSOLE_BURST_BYTES,
+        },
+        exit_record: spec.exit_record.to_owned(),
+        socket: spec.socket.to_owned(),
+        ready_fd: READY_FD,
+        linger_s: Spec::default_linger_s(),
+    }
+}
+
+fn rlimits(file_bytes_max: u64) -> Vec<Rlimit> {
+    [
+        (Resource::Core, 0),
+        (Resource::OpenFiles, VMM_FILES_MAX),
+        (Resource::Processes, VMM_THREADS_MAX),
+        (Resource::FileSize, file_bytes_max),
+    ]
+    .map(|(resource, most)| Rlimit { resource, soft: Some(most), hard: Some(most) })
+    .to_vec()
+}
+
+fn write_spec(spec: &Spec, path: &Path) -> Result<(), LaunchError> {
+    let text = serde_json::to_vec_pretty(spec).expect("a spec is JSON");
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(&text))
+        .map_err(|source| LaunchError::Io { step: "write", path: path.to_owned(), source })
+}
+
+impl Shim {
+    /// The shim that listens at `socket`, started by an earlier agent.
+    pub fn at(socket: &Path) -> Self {
+        Self { socket: socket.to_owned(), child: None }
+    }
+
+    /// Tells, once, how the VM ended. The watch runs on a thread of its own, which ends with the shim.
+    pub fn watch(&self) -> oneshot::Receiver<VmEnd> {
+        let (tell, told) = oneshot::channel();
+        let socket = self.socket.clone();
+        std::thread::spawn(move || {
+            let ended = Client::connect(&socket, ANSWER_LIMIT).and_then(|mut client| client.wait(None));
+            let end = ended.map_or(VmEnd::ShimGone, VmEnd::Recorded);
+            // Nobody listens any more: then nobody wants to know.
+            drop(tell.send(end));
+        });
+        told
+    }
+
+    /// The VMM's last words on stderr.
+    pub fn vmm_log(&self) -> Result<Vec<u8>, ClientError> {
+        Ok(Client::connect(&self.socket, ANSWER_LIMIT)?.vmm_log()?.data)
+    }
+
+    /// Kills the VMM, ends the shim, and waits for both. A shim that is gone already is fine.
+    pub fn end(self) {
+        let shutdown = Client::connect(&self.socket, ANSWER_LIMIT).and_then(|client| client.shutdown(true, END_LIMIT));
+        match shutdown {
+            Ok(()) | Err(ClientError::Connect { .. } | ClientError::Closed) => {}
+            Err(error) => {
+                // It does not listen to reason: then it is killed, and the VMM with it.
+                self.kill();
+                tracing::warn!(%error, "the shim did not end its VM when asked and was killed");
+            }
+        }
+        self.reap();
+    }
+
+    fn kill(&self) {
+        if let Some(child) = &self.child
+            && let Err(error) = child.signal(Signal::KILL)
+        {
+            tracing::warn!(%error, "cannot kill a shim");
+        }
+    }
+
+    fn reap(&self) {
+        if let Some(child) = &self.child
+            && let Err(error) = child.wait()
+        {
+            tracing::warn!(%error, "cannot reap a shim");
+        }
+    }
+}

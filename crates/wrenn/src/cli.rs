@@ -1,0 +1,153 @@
+//! The command line, as data.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Sandboxes in microVMs, self-hosted, from one binary.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110)]
+pub struct Cli {
+    /// Where this instance keeps its files.
+    #[arg(long, env = "WRENN_DIR", default_value = "/var/lib/wrenn", global = true)]
+    pub dir: PathBuf,
+    /// Say what happens; twice: in detail.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// Which programs to run.
+    #[command(flatten)]
+    pub programs: Programs,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Programs that are taken instead of the system's.
+#[derive(Debug, Args)]
+pub struct Programs {
+    /// QEMU to run; the system's by default.
+    #[arg(long, env = "WRENN_QEMU", value_name = "FILE", global = true)]
+    pub qemu: Option<PathBuf>,
+    /// Firecracker to run; the first in PATH by default.
+    #[arg(long, env = "WRENN_FIRECRACKER", value_name = "FILE", global = true)]
+    pub firecracker: Option<PathBuf>,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Boot a microVM, run a command in it, exit with the command's code, leave nothing behind.
+    Run(RunArgs),
+    /// Build and list templates.
+    #[command(subcommand)]
+    Template(TemplateVerb),
+    /// Say what this host can do, and the remedy for what it cannot.
+    Doctor(DoctorArgs),
+}
+
+/// Exit codes: the command's own; 128+n when signal n ended it; 124 after --timeout; 125 when Wrenn failed;
+/// 126 when the command cannot be executed; 127 when it does not exist; 130 or 143 after Ctrl-C or SIGTERM.
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes: the command's own; 128+n when signal n ended it; 124 after --timeout; 125 when Wrenn \
+                        itself failed; 126 when the command cannot be executed; 127 when it does not exist; 130 or 143 \
+                        after Ctrl-C or SIGTERM.")]
+pub struct RunArgs {
+    /// Template to start from; see `wrenn template ls`.
+    #[arg(short, long, default_value = "minimal")]
+    pub template: String,
+    /// Boot this kernel image instead of the one Wrenn prepared.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Virtual CPUs.
+    #[arg(long, default_value_t = 1)]
+    pub vcpus: u32,
+    /// Memory in MiB.
+    #[arg(long, default_value_t = 256, value_name = "MIB")]
+    pub memory: u32,
+    /// Disk in MiB; at least, and by default, the template's size.
+    #[arg(long, value_name = "MIB")]
+    pub disk: Option<u32>,
+    /// Set an environment variable for the command; may be repeated.
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub env: Vec<(String, String)>,
+    /// Working directory of the command; the user's home by default.
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User the command runs as.
+    #[arg(short, long, default_value = "root")]
+    pub user: String,
+    /// End the command after this time, such as 30s or 5m (exit code 124).
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub timeout: Option<Duration>,
+    /// How long the guest may take to become ready.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    pub boot_timeout: Duration,
+    /// Print a table of how long each phase took.
+    #[arg(long)]
+    pub timing: bool,
+    /// Print one JSON object with output, exit and timings instead of the live output.
+    #[arg(long)]
+    pub json: bool,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// What can be done with templates.
+#[derive(Debug, Subcommand)]
+pub enum TemplateVerb {
+    /// Build a template, and the kernel if there is none yet; nothing to do when its inputs are unchanged.
+    Build {
+        /// `minimal` (busybox, seconds) or `base` (Debian with Python, a minute).
+        name: String,
+        /// Build again from the newest packages, and take the newest kernel.
+        #[arg(long)]
+        refresh: bool,
+        /// Print the manifest as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List what is built.
+    Ls {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// How `doctor` answers.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        Some(_) | None => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn everything_after_the_command_is_the_commands() {
+        let cli = Cli::parse_from(["wrenn", "run", "-e", "A=b=c", "--", "ls", "--json", "-t"]);
+        let Verb::Run(run) = cli.verb else { panic!("not run") };
+        assert_eq!(run.command, ["ls", "--json", "-t"]);
+        assert_eq!(run.env, [("A".to_owned(), "b=c".to_owned())]);
+        assert!(!run.json);
+    }
+}

@@ -1,0 +1,15 @@
+//! End to end: the real `wrenn` binary boots real microVMs, as a person would have it do.
+//!
+//! Each test has a `WRENN_DIR` of its own (the built images are hard-linked into it, they are immutable) inside of a network
+//! namespace without a way out, and ends with a sweep for leaks: [`world::World::finish`]. A host prepares the images once
+//! with `cargo xtask test`, which sets `WRENN_TEST_IMAGES`.
+
+#![allow(clippy::disallowed_methods, reason = "these tests start `wrenn` and look at the host as a person would, with programs")]
+
+mod bad_input;
+mod faults;
+mod guest_faults;
+mod instances;
+mod internet;
+mod run;
+mod world;

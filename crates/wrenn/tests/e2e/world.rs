@@ -1,0 +1,312 @@
+//! A place for one test: an instance of its own, `wrenn` run in it, and the sweep for what it left behind.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything that is waited for may take; under emulation on a busy machine a boot takes up to 15 s.
+pub const LIMIT: Duration = Duration::from_secs(90);
+
+/// One instance, and what was there before it.
+pub struct World {
+    dir: tempfile::TempDir,
+    before: Host,
+}
+
+impl World {
+    /// An empty instance with the prepared images.
+    pub fn new() -> Self {
+        let world = Self::without_images();
+        let images = std::env::var_os("WRENN_TEST_IMAGES")
+            .map(PathBuf::from)
+            .expect("WRENN_TEST_IMAGES is not set: run these tests with `cargo xtask test`, which builds the images");
+        for folder in ["kernels", "templates"] {
+            link_tree(&images.join(folder), &world.dir().join(folder));
+        }
+        world
+    }
+
+    /// An empty instance.
+    pub fn without_images() -> Self {
+        // Beside the images, so that they can be hard-linked.
+        let dir = tempfile::Builder::new().prefix("e2e-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        Self { dir, before: Host::now() }
+    }
+
+    /// The instance's folder.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// `wrenn` with these arguments, stdin empty, not yet started.
+    pub fn wrenn(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wrenn"));
+        command.args(args).env("WRENN_DIR", self.dir()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `wrenn` to its end.
+    pub fn output(&self, args: &[&str]) -> Output {
+        finish(self.wrenn(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// `wrenn run -- COMMAND` in the minimal template, to its end.
+    pub fn run(&self, command: &[&str]) -> Output {
+        self.output(&[&["run", "--"], command].concat())
+    }
+
+    /// `wrenn run` of a shell script that prints `ready` once it runs; answers when it has.
+    pub fn start(&self, script: &str) -> Running {
+        let script = format!("echo ready; {script}");
+        self.start_wrenn(&["run", "--", "sh", "-c", &script])
+    }
+
+    /// `wrenn` with these arguments, which prints a line `ready`; answers when it has.
+    pub fn start_wrenn(&self, args: &[&str]) -> Running {
+        let mut child = self.wrenn(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "wrenn ended early: {:?}", finish(child));
+        Running { child, stdout }
+    }
+
+    /// The instance's tag.
+    pub fn tag(&self) -> String {
+        let text = std::fs::read_to_string(self.dir().join("instance.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["tag"].as_str().unwrap().to_owned()
+    }
+
+    /// The processes that have `wanted` in their command line, by pid.
+    pub fn pids(&self, wanted: &str) -> Vec<u32> {
+        let dir = self.dir().to_string_lossy().into_owned();
+        processes().into_iter().filter(|(_, line)| line.contains(&dir) && line.contains(wanted)).map(|(pid, _)| pid).collect()
+    }
+
+    /// The one shim of this instance.
+    pub fn shim_pid(&self) -> u32 {
+        let pids = self.pids("shim.json");
+        assert_eq!(pids.len(), 1, "one shim");
+        pids[0]
+    }
+
+    /// The one VMM of this instance: the shim's child.
+    pub fn vmm_pid(&self) -> u32 {
+        let shim = self.shim_pid();
+        let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
+        children.split_whitespace().next().expect("the shim has a VMM").parse().unwrap()
+    }
+
+    /// Fails if anything of this instance is left on the host, or anything of the host is not as it was.
+    pub fn finish(self) {
+        let left = self.left_behind();
+        assert!(left.is_empty(), "left behind: {left:#?}");
+    }
+
+    /// Everything of this instance that is on the host, beside its own images.
+    pub fn left_behind(&self) -> Vec<String> {
+        let mut left: Vec<String> = self.pids("").iter().map(|pid| format!("process {pid}")).collect();
+        let entries = |path: PathBuf| -> Vec<String> {
+            std::fs::read_dir(path)
+                .map(|entries| entries.map(|entry| entry.unwrap().path().display().to_string()).collect())
+                .unwrap_or_default()
+        };
+        left.extend(entries(self.dir().join("sandboxes")));
+        if self.dir().join("instance.json").exists() {
+            let tag = self.tag();
+            let run_dir = PathBuf::from("/run/wrenn").join(&tag);
+            left.extend(entries(run_dir).into_iter().filter(|path| !path.contains("/owner")));
+            left.extend(entries("/run/wrenn/netns".into()).into_iter().filter(|path| path.contains(&tag)));
+            left.extend(Host::now().lines.into_iter().filter(|line| line.contains(&tag)));
+        }
+        left
+    }
+
+    /// What of the host's firewall, routes, links, sysctls, mounts and loop devices differs from the beginning. Only for
+    /// tests that have the network namespace for themselves.
+    pub fn host_changes(&self) -> Vec<String> {
+        self.before.difference(&Host::now())
+    }
+}
+
+/// A `wrenn` that runs.
+pub struct Running {
+    child: Child,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Running {
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line of its output.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
+    /// Waits for its end: how it ended, what it printed from here on, and how long that took.
+    pub fn finish(mut self) -> (Output, Duration) {
+        let begun = Instant::now();
+        let mut rest = Vec::new();
+        let mut output = finish_with(self.child, || {
+            self.stdout.read_to_end(&mut rest).unwrap();
+        });
+        output.stdout = rest;
+        (output, begun.elapsed())
+    }
+}
+
+/// Sends a signal to a process this test caused.
+pub fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
+    assert!(status.success(), "kill -{name} {pid}");
+}
+
+/// Waits for the end of a process; kills it when it takes too long, and fails.
+pub fn finish(child: Child) -> Output {
+    finish_with(child, || {})
+}
+
+fn finish_with(child: Child, read: impl FnOnce()) -> Output {
+    let (pid, (done, ended)) = (child.id(), std::sync::mpsc::channel::<()>());
+    let watchdog = std::thread::spawn(move || {
+        let in_time = ended.recv_timeout(LIMIT) != Err(std::sync::mpsc::RecvTimeoutError::Timeout);
+        if !in_time {
+            signal(pid, "KILL");
+        }
+        in_time
+    });
+    read();
+    let output = child.wait_with_output().unwrap();
+    drop(done);
+    assert!(watchdog.join().unwrap(), "wrenn did not end within {LIMIT:?}: {output:?}");
+    output
+}
+
+/// Runs `command` with `input` as its standard input.
+pub fn output_with_input(mut command: Command, input: &[u8]) -> Output {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let output = finish(child);
+    writer.join().unwrap().unwrap();
+    output
+}
+
+/// Runs `command` as an unprivileged user.
+pub fn unprivileged(mut command: Command) -> Output {
+    finish(command.uid(65_534).gid(65_534).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+}
+
+/// The text of a stream.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Asserts how a run ended and what it printed on stdout.
+#[track_caller]
+pub fn assert_run(output: &Output, code: i32, stdout: &str) {
+    assert_eq!(
+        (output.status.code(), text(&output.stdout).as_str()),
+        (Some(code), stdout),
+        "stderr: {}",
+        text(&output.stderr)
+    );
+}
+
+/// Asserts that Wrenn itself failed, saying all of `words`.
+#[track_caller]
+pub fn assert_failed(output: &Output, words: &[&str]) {
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "stdout: {} stderr: {stderr}", text(&output.stdout));
+    for word in words {
+        assert!(stderr.contains(word), "`{word}` is not in: {stderr}");
+    }
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < LIMIT, "{what} did not come true within {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Every process with its command line, arguments separated by blanks.
+fn processes() -> Vec<(u32, String)> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        Some((pid, text(&line).replace('\0', " ")))
+    })
+    .collect()
+}
+
+/// Links `from` and everything in it to `to`: folders are made, files are hard links.
+fn link_tree(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    let entries = std::fs::read_dir(from).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+    for entry in entries.map(Result::unwrap) {
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            link_tree(&source, &target);
+        } else if kind.is_symlink() {
+            std::os::unix::fs::symlink(std::fs::read_link(&source).unwrap(), &target).unwrap();
+        } else {
+            std::fs::hard_link(&source, &target).unwrap();
+        }
+    }
+}
+
+/// What a host has of the things that sandboxes make, one line each.
+struct Host {
+    lines: Vec<String>,
+}
+
+impl Host {
+    fn now() -> Self {
+        let mut lines = Vec::new();
+        for (program, args) in [
+            ("nft", &["list", "ruleset"][..]),
+            ("ip", &["-br", "link"]),
+            ("ip", &["route", "show", "table", "all"]),
+            ("ip", &["rule"]),
+            ("losetup", &["-ln"]),
+            ("cat", &["/proc/self/mountinfo"]),
+            ("cat", &["/proc/sys/net/ipv4/ip_forward"]),
+        ] {
+            let output = Command::new(program).args(args).output().unwrap();
+            lines.extend(text(&output.stdout).lines().map(|line| format!("{program}: {line}")));
+        }
+        Self { lines }
+    }
+
+    fn difference(&self, now: &Self) -> Vec<String> {
+        let gone = self.lines.iter().filter(|line| !now.lines.contains(line)).map(|line| format!("- {line}"));
+        let new = now.lines.iter().filter(|line| !self.lines.contains(line)).map(|line| format!("+ {line}"));
+        gone.chain(new).collect()
+    }
+}
+
+/// Whether a process ended with this signal.
+pub fn killed_by(status: ExitStatus, number: i32) -> bool {
+    use std::os::unix::process::ExitStatusExt as _;
+    status.signal() == Some(number)
+}

@@ -1,0 +1,126 @@
+//! Everything that must pass, in one run: set-up, checks, build, all tests, the leak sweep.
+//!
+//! What needs the network (packages, crates, the kernel of the test templates) happens first. The tests then run in a
+//! network namespace with nothing but a loopback, with a `/run/wrenn` of their own: no rule they get wrong can send a
+//! packet to a real network, and no instance that runs on this host is ever touched. The process that holds the
+//! namespace adopts every orphan the tests leave (it is their subreaper) and looks for leftovers before and after
+//! ([`sweep`]). The test runner's own summary comes last.
+
+use std::fs;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::mount::{MountFlags, mount};
+
+use crate::process::Job;
+use crate::setup::{self, Scope};
+use crate::ui::Step;
+use crate::{build, cargo, check, demo};
+
+mod summary;
+mod sweep;
+
+use summary::Summary;
+use sweep::World;
+
+/// All tests together, on a small machine.
+const TESTS_DEADLINE: Duration = Duration::from_secs(40 * 60);
+
+/// Where the host keeps sockets, slot leases and namespaces of all instances; tests get their own.
+const RUN_DIR: &str = "/run/wrenn";
+
+/// Templates that tests boot.
+const TEMPLATES: [&str; 2] = ["minimal", "base"];
+
+/// What to test, and how much around it.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only build and run the tests: no set-up, no checks
+    #[arg(long)]
+    quick: bool,
+    /// Further arguments of cargo nextest, such as -E 'test(root_)'
+    #[arg(last = true)]
+    nextest: Vec<String>,
+}
+
+/// Runs everything; the exit code says whether it passed.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    ensure!(rustix::process::geteuid().is_root(), "the tests boot microVMs and make networks: run them as root");
+    if !args.quick {
+        setup::run(Scope::Develop)?;
+        check::run()?;
+    }
+    let wrenn = build::run()?;
+    let data = cargo::root().join("target/test-data");
+    for template in TEMPLATES {
+        demo::template_job(&wrenn, template)?.env("WRENN_DIR", &data).show()?;
+    }
+    let step = Step::start_loud("building the tests");
+    nextest(&["--no-run"], args).within(TESTS_DEADLINE).show()?;
+    step.done("built");
+    run_isolated(args, &wrenn, &data)
+}
+
+fn nextest(extra: &[&str], args: &Args) -> Job {
+    cargo::job(["nextest", "run", "--workspace", "--locked"]).args(extra).args(&args.nextest)
+}
+
+/// Runs the tests in a copy of ourselves that has left the host's network; the host must be as before.
+fn run_isolated(args: &Args, wrenn: &Path, data: &Path) -> Result<ExitCode> {
+    eprintln!("==> tests, with no way out to any network");
+    let before = sweep::Network::observe()?;
+    let scratch = tempfile::Builder::new().prefix("wt").tempdir().context("cannot make a folder for the tests")?;
+    let myself = std::env::current_exe().context("cannot find xtask itself")?;
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let status = Job::new(myself.to_str().context("the path of xtask is not UTF-8")?)
+        .args(["isolated", "--", &cargo, "nextest", "run", "--workspace", "--locked", "--offline"])
+        .args(&args.nextest)
+        .env("TMPDIR", scratch.path())
+        .env("WRENN_TEST_IMAGES", data)
+        .env("WRENN_TEST_BIN", wrenn)
+        .env("CARGO_TERM_COLOR", if std::io::stderr().is_terminal() { "always" } else { "never" })
+        .dir(cargo::root())
+        .within(TESTS_DEADLINE)
+        .show_status()?;
+    ensure!(
+        sweep::Network::observe()? == before,
+        "the tests changed this host's own network: its firewall rules, routes, links or forwarding are not as before"
+    );
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs a test program with a network and a `/run/wrenn` of its own, and sweeps for what it leaves behind.
+///
+/// The program's output is passed on as it comes; its summary is held back until the sweep is done, so that it is last.
+pub fn isolated(command: &[String]) -> Result<ExitCode> {
+    let made = fs::create_dir_all(RUN_DIR).with_context(|| format!("cannot make {RUN_DIR}"));
+    made.and_then(|()| enter_isolation())?;
+    let before = World::observe()?;
+    let (program, args) = command.split_first().context("no test program given")?;
+    let mut summary = Summary::default();
+    let status = Job::new(program).args(args).within(TESTS_DEADLINE).lines(|line| {
+        if !summary.holds_back(line) {
+            eprintln!("{line}");
+        }
+    })?;
+    let leaks = sweep::wait_until_clean(&before)?;
+    for leak in &leaks {
+        eprintln!("    LEFT BEHIND {leak}");
+    }
+    eprintln!("==> leak sweep: {}", if leaks.is_empty() { "nothing left behind" } else { "FAILED" });
+    summary.print(leaks.len());
+    Ok(if status.success() && leaks.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn enter_isolation() -> Result<()> {
+    // Still the only thread: all that follows is in the new namespaces.
+    wrenn_sys::netns::leave_host_network(true).context("cannot leave the host's network and mounts (root?)")?;
+    wrenn_sys::loopback::up().context("cannot bring loopback up")?;
+    mount("tmpfs", RUN_DIR, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755"))
+        .with_context(|| format!("cannot mount a {RUN_DIR} of its own"))?;
+    // Whoever the tests orphan becomes our child, and so can be found and ended.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("cannot become the subreaper")
+}
