@@ -17,11 +17,20 @@ const STATIC: [(&str, &str); 2] = [("wrenn-guest", "envd"), ("wrenn-shim", "wren
 /// Largest size of the guest's program: it is in every microVM's memory.
 const GUEST_BYTES_MAX: u64 = 5 * 1024 * 1024;
 
+/// How the host binary is built.
+#[derive(Clone, Copy, Debug)]
+pub enum Profile {
+    /// For people.
+    Release,
+    /// For tests: the same build that the test runner makes.
+    Dev,
+}
+
 /// Builds everything; returns where the host binary was built.
-pub fn run() -> Result<PathBuf> {
+pub fn run(profile: Profile) -> Result<PathBuf> {
     ensure!(cfg!(all(target_arch = "x86_64", target_os = "linux")), "Wrenn runs on x86_64 Linux only, so far");
     static_programs()?;
-    host_binary()
+    host_binary(profile)
 }
 
 /// Installs the host binary where cargo installs programs; returns its path.
@@ -69,10 +78,14 @@ fn static_programs() -> Result<()> {
     Ok(())
 }
 
-fn host_binary() -> Result<PathBuf> {
+fn host_binary(profile: Profile) -> Result<PathBuf> {
     let step = Step::start_loud("building wrenn");
-    cargo::job(["build", "--locked", "--release", "--package", "wrenn"]).show()?;
-    let path = cargo::target_dir().join("release/wrenn");
+    let (name, folder) = match profile {
+        Profile::Release => ("release", "release"),
+        Profile::Dev => ("dev", "debug"),
+    };
+    cargo::job(["build", "--locked", "--package", "wrenn", "--profile", name]).show()?;
+    let path = cargo::target_dir().join(folder).join("wrenn");
     let bytes = fs::metadata(&path).with_context(|| format!("cannot find {}", path.display()))?.len();
     step.done(&format!("wrenn: {:.1} MB", bytes as f64 / 1e6));
     Ok(path)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::build::Profile;
 use crate::process::Job;
 use crate::setup::{self, Scope};
 use crate::ui::Step;
@@ -23,7 +24,7 @@ const COMMAND: [&str; 3] =
 pub fn run() -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "sandboxes need root: run `cargo xtask demo` as root");
     setup::run(Scope::Use)?;
-    let wrenn = build::install(&build::run()?)?;
+    let wrenn = build::install(&build::run(Profile::Release)?)?;
     template(&wrenn, "minimal")?;
     let step = Step::start_loud("a microVM: wrenn run -- sh -c 'echo …'");
     Job::new(path(&wrenn)?).args(["run", "-t", "minimal", "--"]).args(COMMAND).within(RUN_DEADLINE).show()?;

@@ -69,7 +69,7 @@ fn run(command: Command) -> Result<ExitCode> {
             setup::run(if minimal { setup::Scope::Use } else { setup::Scope::Develop })?;
         }
         Command::Build => {
-            build::install(&build::run()?)?;
+            build::install(&build::run(build::Profile::Release)?)?;
         }
         Command::Demo => demo::run()?,
         Command::Check => check::run()?,

@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::mount::{MountFlags, mount};
 
+use crate::build::Profile;
 use crate::process::Job;
 use crate::setup::{self, Scope};
 use crate::ui::Step;
@@ -53,7 +54,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         setup::run(Scope::Develop)?;
         check::run()?;
     }
-    let wrenn = build::run()?;
+    let wrenn = build::run(Profile::Dev)?;
     let data = cargo::root().join("target/test-data");
     for template in TEMPLATES {
         demo::template_job(&wrenn, template)?.env("WRENN_DIR", &data).show()?;
@@ -61,7 +62,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let step = Step::start_loud("building the tests");
     nextest(&["--no-run"], args).within(TESTS_DEADLINE).show()?;
     step.done("built");
-    run_isolated(args, &wrenn, &data)
+    run_isolated(args, &data)
 }
 
 fn nextest(extra: &[&str], args: &Args) -> Job {
@@ -69,7 +70,7 @@ fn nextest(extra: &[&str], args: &Args) -> Job {
 }
 
 /// Runs the tests in a copy of ourselves that has left the host's network; the host must be as before.
-fn run_isolated(args: &Args, wrenn: &Path, data: &Path) -> Result<ExitCode> {
+fn run_isolated(args: &Args, data: &Path) -> Result<ExitCode> {
     eprintln!("==> tests, with no way out to any network");
     let before = sweep::Network::observe()?;
     let scratch = tempfile::Builder::new().prefix("wt").tempdir().context("cannot make a folder for the tests")?;
@@ -80,7 +81,6 @@ fn run_isolated(args: &Args, wrenn: &Path, data: &Path) -> Result<ExitCode> {
         .args(&args.nextest)
         .env("TMPDIR", scratch.path())
         .env("WRENN_TEST_IMAGES", data)
-        .env("WRENN_TEST_BIN", wrenn)
         .env("CARGO_TERM_COLOR", if std::io::stderr().is_terminal() { "always" } else { "never" })
         .dir(cargo::root())
         .within(TESTS_DEADLINE)

@@ -17,15 +17,13 @@ impl Step {
     /// Announces a step.
     pub fn start(title: impl Into<String>) -> Self {
         let title = title.into();
-        let bar = if std::io::stderr().is_terminal() {
+        eprintln!("==> {title}");
+        let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner().with_message(title.clone());
             bar.set_style(spinner());
             bar.enable_steady_tick(Duration::from_millis(120));
-            Some(bar)
-        } else {
-            eprintln!("==> {title}");
-            None
-        };
+            bar
+        });
         Self { title, started: Instant::now(), bar }
     }
 
@@ -36,18 +34,18 @@ impl Step {
         Self { title, started: Instant::now(), bar: None }
     }
 
-    /// Says what is being done right now; off a terminal each note is a line.
+    /// Says something that stays: a line, above the bar where there is one.
     pub fn note(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.set_message(format!("{}: {text}", self.title)),
+            Some(bar) => bar.println(format!("    {text}")),
             None => eprintln!("    {text}"),
         }
     }
 
-    /// Like [`Step::note`] for what only a moving bar can show; off a terminal nothing.
+    /// Says what is being done right now, in the bar; without a bar nothing.
     pub fn tick(&self, text: &str) {
-        if self.bar.is_some() {
-            self.note(text);
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("{}: {text}", self.title));
         }
     }
 
@@ -55,7 +53,6 @@ impl Step {
     pub fn done(self, outcome: &str) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
-            eprintln!("==> {}", self.title);
         }
         eprintln!("    {outcome} ({})", seconds(self.started.elapsed()));
     }

@@ -16,6 +16,9 @@ pub const DISK_MAX: Mib = Mib(1024 * 1024);
 /// Slots (networks, and so sandboxes) of one host: as many as 10.12.0.0/17 has /31 pairs.
 pub const SLOTS_MAX: u16 = 16_384;
 
+/// Networks of one process that are made or removed at once. The kernel does these one after the other anyway.
+pub const NETWORK_CHANGES_AT_ONCE: usize = 8;
+
 /// Longest network interface name the kernel takes (IFNAMSIZ less the NUL).
 pub const INTERFACE_NAME_MAX: usize = 15;
 

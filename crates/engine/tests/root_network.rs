@@ -2,6 +2,7 @@
 
 mod network;
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;
 
@@ -113,7 +114,10 @@ fn root_a_guest_reaches_neither_the_host_nor_other_sandboxes_nor_private_ranges(
         sandbox.guest.send_frame(&udp_frame(GUEST, destination.parse().unwrap(), PROBE_PORT)).unwrap();
     }
     assert!(heard.recv(&mut [0; 1]).is_err(), "the host heard a broadcast");
-    assert!(!sandbox.connects(GATEWAY, 22));
+    let inside = sandbox.lease.netns();
+    let _ssh = inside.run(|| TcpListener::bind(("0.0.0.0", 22)).unwrap()).unwrap();
+    assert!(!sandbox.connects(GATEWAY, 22) && !sandbox.connects(sandbox.lease.addresses().peer, 22));
+    assert_eq!(client::connects(sandbox.lease.addresses().peer, 22, SILENCE).err(), Some(ErrorKind::TimedOut));
     assert_eq!(leaked_probes(&host), []);
     assert!(sandbox.fetches(), "the internet is still there");
     host.destroy(other);
@@ -134,6 +138,13 @@ fn root_the_hosts_rules_hold_without_those_of_the_namespace() {
     forbidden.assert_out_of_reach(&host, |address| {
         !own.contains(&address) && inside.run(|| client::connects(address, 80, SILENCE)).unwrap().is_ok()
     });
+    // From the host's uplink nobody gets in.
+    let peer = sandbox.lease.addresses().peer;
+    let _served = inside.run(|| TcpListener::bind((peer, 80)).unwrap()).unwrap();
+    host.world.internet().run(|| route_through_host(["10.11.0.0/16", "10.12.0.0/17"])).unwrap();
+    assert!(host.world.internet().run(|| client::connects(peer, 80, SILENCE)).unwrap().is_err());
+    assert_eq!(client::connects(peer, 80, SILENCE), Ok(()), "the host itself may");
+    host.world.forget();
     // An address that is not the peer's gets nowhere, not even to the internet.
     let spoofed = Ipv4Addr::new(198, 51, 100, 200);
     inside.run(|| add_address_and_send(spoofed)).unwrap();
@@ -154,6 +165,12 @@ fn root_the_namespaces_rules_hold_without_those_of_the_host() {
     host.nft("flush ruleset");
     // The uplink's address is no private one: only the host's own rules keep sandboxes from it.
     forbidden.assert_out_of_reach(&host, |address| address != HOST && sandbox.connects(address, 80));
+    for source in [HOST, GATEWAY, sandbox.lease.addresses().host, other.lease.addresses().peer, WEB] {
+        sandbox.guest.send_frame(&udp_frame(source, WEB, PROBE_PORT)).unwrap();
+    }
+    assert_eq!(leaked_probes(&host), [], "spoofed sources do not even leave the namespace");
+    sandbox.guest.send_frame(&udp_frame(GUEST, WEB, PROBE_PORT)).unwrap();
+    assert_eq!(leaked_probes(&host).len(), 1, "the guest's own does");
     host.destroy(other);
     host.destroy(sandbox);
     host.assert_nothing_left(&network);
@@ -229,11 +246,18 @@ fn root_a_private_resolver_is_reached_on_port_53_and_no_other() {
     assert_eq!(sandbox.guest.run(|| client::resolve_tcp(GATEWAY, WEB_NAME)).unwrap(), Some(WEB));
     assert_eq!(client::connects(PRIVATE_DNS, 80, SILENCE), Ok(()), "it also has a web server");
     assert!(!sandbox.connects(PRIVATE_DNS, 80), "which is none of the sandbox's business");
-    // And the host's rules say so by themselves.
+    // And each side's rules say so by themselves.
+    host.nft("flush ruleset");
+    host.world.forget();
+    assert!(!sandbox.connects(PRIVATE_DNS, 80));
+    host.world.flush();
+    assert!(host.world.packets().iter().all(|packet| packet.port != Some(80)));
+    let renews_the_table = host.wait(network.acquire()).unwrap();
     let inside = sandbox.lease.netns();
     inside.run(|| nft::apply("flush ruleset".to_owned())).unwrap().unwrap();
     assert_eq!(inside.run(|| client::resolve(PRIVATE_DNS, WEB_NAME)).unwrap().unwrap(), Some(WEB));
     assert!(inside.run(|| client::connects(PRIVATE_DNS, 80, SILENCE)).unwrap().is_err());
+    host.wait(renews_the_table.destroy()).unwrap();
     host.destroy(sandbox);
     host.assert_nothing_left(&network);
 }
@@ -321,9 +345,11 @@ fn root_a_guest_is_reached_at_once_when_it_comes_up() {
     let host = Host::enter();
     let network = host.instance("aaaa");
     let lease = host.wait(network.acquire()).unwrap();
-    let connector = lease.connector();
+    let (connector, tap) = (lease.connector(), lease.open_tap(None).unwrap());
     host.wait(connector.connect(80, Duration::from_millis(50))).unwrap_err();
-    let guest = wrenn_testworld::Guest::boot(lease.open_tap(None).unwrap());
+    // A guest without a driver yet loses what comes.
+    while rustix::io::read(&tap, &mut [0; 2048]).is_ok() {}
+    let guest = wrenn_testworld::Guest::boot(tap);
     let _listener = guest.run(|| TcpListener::bind((GUEST, 80)).unwrap());
     let tried = std::time::Instant::now();
     host.wait(connector.connect(80, Duration::from_secs(10))).unwrap();

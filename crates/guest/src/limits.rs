@@ -113,10 +113,14 @@ pub const USER_FILES_HARD: u64 = 524_288;
 /// What the out-of-memory killer adds to a user's process (E2B's contract): they go before envd does.
 pub const USER_OOM_SCORE: i32 = 100;
 
+/// Processes being started at a time: while the users' cgroup is frozen each keeps a thread.
+pub const STARTS_AT_ONCE_MAX: usize = 16;
+
 /// Threads for calls that block; the first ones are made when needed and end after idling.
 pub const BLOCKING_THREADS_MAX: usize = 32;
 
 const _: () = assert!(UNREAD_BYTES_MAX < RING_BYTES_MAX, "what an attached client has not read must fit the ring");
 const _: () = assert!(PIPE_EVENT_BYTES_MAX <= UNREAD_BYTES_LEAST);
 const _: () = assert!(OWN_FILES_MAX as usize > PROCESSES_MAX * 6 + CONNECTIONS_MAX * 2);
+const _: () = assert!(STARTS_AT_ONCE_MAX < BLOCKING_THREADS_MAX, "the host's own calls need threads too");
 const _: () = assert!(INPUT_BYTES_MAX >= 4 * INPUT_MESSAGE_BYTES_MAX);

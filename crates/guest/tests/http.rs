@@ -152,9 +152,13 @@ async fn root_the_user_cgroup_is_frozen_and_thawed() {
         let envd = Envd::with_args(&["--cgroup", cgroup.to_str().unwrap()]);
         envd.init(&format!("{{\"accessToken\":\"{TOKEN}\"}}")).await;
         let client = envd.default_client();
-        let mut events = common::start(&client, sh("i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done")).await.unwrap();
+        let mut events =
+            common::start(&client, sh("i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done")).await.unwrap();
         let pid = events.pid().await;
-        assert_eq!(std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap().lines().next().unwrap(), pid.to_string());
+        assert_eq!(
+            std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap().lines().next().unwrap(),
+            pid.to_string()
+        );
         let mut seen = common::Seen::default();
         events.until(&mut seen, |seen| seen.stdout.len() > 10).await;
         assert_eq!(envd.host_call("/freeze", "").await.status, 204);
@@ -200,7 +204,8 @@ impl Drop for Mounted {
 async fn metrics_are_numbers_of_this_machine() {
     let envd = Envd::ready().await;
     let metrics = envd.authorized("GET", "/metrics", &[], b"").await.json();
-    for name in ["ts", "cpu_count", "mem_total", "mem_used", "mem_total_mib", "mem_used_mib", "disk_used", "disk_total"] {
+    for name in ["ts", "cpu_count", "mem_total", "mem_used", "mem_total_mib", "mem_used_mib", "disk_used", "disk_total"]
+    {
         assert!(metrics[name].as_u64().is_some_and(|value| value > 0), "{name}: {metrics}");
     }
     assert!(metrics["cpu_used_pct"].as_f64().is_some_and(|used| (0.0..=100.0).contains(&used)), "{metrics}");
@@ -274,7 +279,9 @@ async fn malformed_and_oversized_requests_are_refused_and_harm_nobody() {
         assert!((400..600).contains(&answer.status) || failed_in_stream, "{what}: {answer:?}");
         assert_ne!(answer.status, 500, "{what}: {answer:?}");
     }
-    for bytes in [&b"\0\0\0\0\0\0"[..], b"GET\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff"] {
+    for bytes in
+        [&b"\0\0\0\0\0\0"[..], b"GET\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff"]
+    {
         envd.raw(bytes).await;
     }
     let huge_head = format!("GET /health HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(300_000));

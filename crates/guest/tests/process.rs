@@ -35,7 +35,10 @@ async fn success_has_no_error() {
     let envd = Envd::ready().await;
     let seen = run(&envd.default_client(), command("true", &[])).await;
     let end = seen.end();
-    assert_eq!((end.exit_code, end.exited, end.status.as_str(), end.error.as_deref()), (0, true, "exit status 0", None));
+    assert_eq!(
+        (end.exit_code, end.exited, end.status.as_str(), end.error.as_deref()),
+        (0, true, "exit status 0", None)
+    );
 }
 
 #[tokio::test]
@@ -84,14 +87,18 @@ fn pseudo_random(size: usize) -> Vec<u8> {
 #[tokio::test]
 async fn stdout_and_stderr_keep_the_order_in_which_they_were_read() {
     let envd = Envd::ready().await;
-    let mut events = start(&envd.default_client(), sh("for i in 1 2 3; do echo $i; sleep 0.05; echo $i >&2; sleep 0.05; done")).await.unwrap();
+    let mut events =
+        start(&envd.default_client(), sh("for i in 1 2 3; do echo $i; sleep 0.05; echo $i >&2; sleep 0.05; done"))
+            .await
+            .unwrap();
     let mut order = Vec::new();
     while let Some(event) = events.next().await.unwrap() {
         if let Event::Data(data) = event {
             order.push(format!("{:?}", data.output.unwrap()));
         }
     }
-    let expected = ["1", "2", "3"].iter().flat_map(|n| [format!("Stdout(b\"{n}\\n\")"), format!("Stderr(b\"{n}\\n\")")]);
+    let expected =
+        ["1", "2", "3"].iter().flat_map(|n| [format!("Stdout(b\"{n}\\n\")"), format!("Stderr(b\"{n}\\n\")")]);
     assert_eq!(order, expected.collect::<Vec<_>>());
 }
 
@@ -154,7 +161,10 @@ async fn what_cannot_be_started_says_why() {
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     assert_eq!(
         why(command(&script, &[])).await,
-        expect("permission_denied", &format!("command '{script}' cannot be executed: the interpreter it names does not exist"))
+        expect(
+            "permission_denied",
+            &format!("command '{script}' cannot be executed: the interpreter it names does not exist")
+        )
     );
     assert_eq!(why(command("", &[])).await, expect("invalid_argument", "the command is empty"));
     assert_eq!(why(command("/tmp", &[])).await.0, "permission_denied");
@@ -191,15 +201,25 @@ async fn the_environment_is_exactly_what_was_asked_for() {
     envd.init("{\"envVars\":{\"GLOBAL\":\"g\",\"BOTH\":\"global\"}}").await;
     let client = envd.default_client();
     let mut request = command("env", &[]);
-    request.process.as_option_mut().unwrap().envs =
-        [("BOTH", "own"), ("OWN", "with = and\nline")].into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+    request.process.as_option_mut().unwrap().envs = [("BOTH", "own"), ("OWN", "with = and\nline")]
+        .into_iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
     let out = run(&client, request).await.out();
     let mut lines: Vec<&str> = out.lines().collect();
     lines.sort_unstable();
     let id = format!("E2B_SANDBOX_ID={}", common::ID);
     let mut expected = vec![
-        "BOTH=own", "E2B_SANDBOX=true", &id, "GLOBAL=g", "HOME=/root", "LOGNAME=root", "OWN=with = and",
-        "PATH=/usr/local/bin:/usr/bin:/bin", "USER=root", "line",
+        "BOTH=own",
+        "E2B_SANDBOX=true",
+        &id,
+        "GLOBAL=g",
+        "HOME=/root",
+        "LOGNAME=root",
+        "OWN=with = and",
+        "PATH=/usr/local/bin:/usr/bin:/bin",
+        "USER=root",
+        "line",
     ];
     expected.sort_unstable();
     assert_eq!(lines, expected);
@@ -212,7 +232,8 @@ async fn root_a_command_runs_as_the_user_it_names() {
     let envd = Envd::ready().await;
     let client = envd.default_client();
     // The user's output can be opened by its name, which asks for its owner.
-    let seen = run_with(&client, sh("id -un; id -u; pwd; echo opened > /dev/stdout; echo $HOME"), as_user("nobody")).await;
+    let seen =
+        run_with(&client, sh("id -un; id -u; pwd; echo opened > /dev/stdout; echo $HOME"), as_user("nobody")).await;
     assert_eq!(seen.out(), "nobody\n65534\n/\nopened\n/nonexistent\n", "{seen:?}");
     envd.init("{\"defaultUser\":\"daemon\",\"defaultWorkdir\":\"/usr\"}").await;
     assert_eq!(run(&client, sh("id -un; pwd")).await.out(), "daemon\n/usr\n");
@@ -223,7 +244,11 @@ async fn root_a_command_runs_as_the_user_it_names() {
 #[tokio::test]
 async fn a_process_has_its_session_limits_and_score() {
     let envd = Envd::ready().await;
-    let seen = run(&envd.default_client(), sh("cat /proc/self/oom_score_adj; ulimit -n; ps -o sid=,pgid= -p $$; echo $$; ls /proc/self/fd")).await;
+    let seen = run(
+        &envd.default_client(),
+        sh("cat /proc/self/oom_score_adj; ulimit -n; ps -o sid=,pgid= -p $$; echo $$; ls /proc/self/fd"),
+    )
+    .await;
     let out = seen.out();
     let lines: Vec<&str> = out.lines().collect();
     assert_eq!(&lines[..2], ["100", "1024"]);
@@ -245,7 +270,7 @@ async fn stdin_is_a_pipe_or_nothing() {
         let mut seen = Seen::default();
         events.until(&mut seen, |seen| seen.stdout.len() == 7).await;
         client.send_input(input_request(pid, stdin(b" again"))).await.unwrap();
-        client.close_stdin(CloseStdinRequest { process: by_pid(pid).into(), ..Default::default() }).await.unwrap();
+        client.close_stdin(CloseStdinRequest { process: by_pid(pid).into() }).await.unwrap();
         events.until(&mut seen, |_| false).await;
         assert_eq!(seen.stdout, b"hello\xff\0 again", "{wire:?}");
         assert_eq!(seen.end().exit_code, 0);
@@ -262,25 +287,23 @@ async fn a_stream_of_input_arrives_whole() {
         let pid = events.pid().await;
         let mut messages = vec![message(stream_input_request::Event::from(stream_input_request::StartEvent {
             process: by_pid(pid).into(),
-            ..Default::default()
         }))];
         for chunk in data.chunks(100_000) {
             messages.push(message(stream_input_request::Event::from(stream_input_request::DataEvent {
                 input: stdin(chunk).into(),
-                ..Default::default()
             })));
             messages.push(message(stream_input_request::Event::from(stream_input_request::KeepAlive::default())));
         }
         let reading = tokio::spawn(events.rest());
         client.stream_input(connectrpc::stream_iter(messages)).await.unwrap();
-        client.close_stdin(CloseStdinRequest { process: by_pid(pid).into(), ..Default::default() }).await.unwrap();
+        client.close_stdin(CloseStdinRequest { process: by_pid(pid).into() }).await.unwrap();
         let seen = reading.await.unwrap();
         assert!(seen.stdout == data, "{wire:?}: {} bytes", seen.stdout.len());
     }
 }
 
 fn message(event: stream_input_request::Event) -> StreamInputRequest {
-    StreamInputRequest { event: Some(event), ..Default::default() }
+    StreamInputRequest { event: Some(event) }
 }
 
 #[tokio::test]
@@ -291,19 +314,20 @@ async fn input_of_the_wrong_kind_is_refused() {
     let mut terminal = start(&client, with_pty(command("cat", &[]), 80, 24)).await.unwrap();
     let mut deaf = start(&client, sh("sleep 1000")).await.unwrap();
     let (piped, terminal, deaf) = (piped.pid().await, terminal.pid().await, deaf.pid().await);
-    let code = async |pid, input| client.send_input(input_request(pid, input)).await.unwrap_err().code.as_str().to_owned();
+    let code =
+        async |pid, input| client.send_input(input_request(pid, input)).await.unwrap_err().code.as_str().to_owned();
     assert_eq!(code(piped, typed(b"x")).await, "internal");
     assert_eq!(code(terminal, stdin(b"x")).await, "internal");
     assert_eq!(code(deaf, stdin(b"x")).await, "internal");
     assert_eq!(code(999_999, stdin(b"x")).await, "not_found");
-    let close = |pid| client.close_stdin(CloseStdinRequest { process: by_pid(pid).into(), ..Default::default() });
+    let close = |pid| client.close_stdin(CloseStdinRequest { process: by_pid(pid).into() });
     assert_eq!(close(terminal).await.unwrap_err().code.as_str(), "unknown");
     close(piped).await.unwrap();
     close(piped).await.ok();
-    let update = |pid| client.update(UpdateRequest { process: by_pid(pid).into(), pty: to_pty(9, 9).into(), ..Default::default() });
+    let update = |pid| client.update(UpdateRequest { process: by_pid(pid).into(), pty: to_pty(9, 9).into() });
     assert_eq!(update(deaf).await.unwrap_err().code.as_str(), "invalid_argument");
     let early = client.stream_input(connectrpc::stream_iter([message(stream_input_request::Event::from(
-        stream_input_request::DataEvent { input: stdin(b"x").into(), ..Default::default() },
+        stream_input_request::DataEvent { input: stdin(b"x").into() },
     ))]));
     assert_eq!(early.await.unwrap_err().code.as_str(), "invalid_argument");
 }
@@ -360,7 +384,8 @@ async fn a_killed_process_is_gone_at_once() {
 async fn any_signal_can_be_sent_and_nonsense_is_refused() {
     let envd = Envd::ready().await;
     let client = envd.default_client();
-    let mut events = start(&client, sh("trap 'echo winch' WINCH; echo ready; while :; do sleep 0.01; done")).await.unwrap();
+    let mut events =
+        start(&client, sh("trap 'echo winch' WINCH; echo ready; while :; do sleep 0.01; done")).await.unwrap();
     let pid = events.pid().await;
     let mut seen = Seen::default();
     events.until(&mut seen, |seen| seen.out() == "ready\n").await;
@@ -397,7 +422,10 @@ async fn a_client_that_hangs_up_changes_nothing() {
     let client = envd.default_client();
     let dir = tempfile::tempdir().unwrap();
     let done = dir.path().join("done");
-    let script = format!("while [ ! -e {0}/go ]; do echo line; sleep 0.01; done; touch {0}/done; echo over", dir.path().display());
+    let script = format!(
+        "while [ ! -e {0}/go ]; do echo line; sleep 0.01; done; touch {0}/done; echo over",
+        dir.path().display()
+    );
     let mut events = start(&client, sh(&script)).await.unwrap();
     let pid = events.pid().await;
     drop(events);
@@ -421,7 +449,7 @@ async fn connecting_without_an_offset_shows_only_what_comes() {
     let mut second = connect(&client, connect_request(pid, None)).await.unwrap();
     assert_eq!(second.pid().await, pid);
     client.send_input(input_request(pid, stdin(b"after\n"))).await.unwrap();
-    client.close_stdin(CloseStdinRequest { process: by_pid(pid).into(), ..Default::default() }).await.unwrap();
+    client.close_stdin(CloseStdinRequest { process: by_pid(pid).into() }).await.unwrap();
     first.until(&mut seen, |_| false).await;
     assert_eq!(seen.out(), "before\nafter\n");
     assert_eq!(second.rest().await.out(), "after\n", "both clients see it");
@@ -434,7 +462,12 @@ async fn a_client_that_comes_back_misses_nothing_or_is_told() {
     let envd = Envd::ready().await;
     for wire in WIRES {
         let client = envd.client(wire);
-        let mut events = start(&client, with_stdin(sh("echo 0123456789; read x; head -c 3000000 /dev/zero | tr '\\0' z; echo; echo end"))).await.unwrap();
+        let mut events = start(
+            &client,
+            with_stdin(sh("echo 0123456789; read x; head -c 3000000 /dev/zero | tr '\\0' z; echo; echo end")),
+        )
+        .await
+        .unwrap();
         let pid = events.pid().await;
         let mut seen = Seen::default();
         events.until(&mut seen, |seen| seen.stdout.len() == 11).await;
@@ -450,7 +483,11 @@ async fn a_client_that_comes_back_misses_nothing_or_is_told() {
         let total = 11 + 3_000_000 + 1 + 4;
         assert_eq!(back.position, total, "{wire:?}");
         assert_eq!(seen.position + back.gap + back.stdout.len() as u64, total);
-        assert!(back.gap > 1_500_000 && back.stdout.len() > 900_000 && back.stdout.len() <= 1024 * 1024, "{}", back.gap);
+        assert!(
+            back.gap > 1_500_000 && back.stdout.len() > 900_000 && back.stdout.len() <= 1024 * 1024,
+            "{}",
+            back.gap
+        );
         assert!(back.stdout.ends_with(b"zzz\nend\n"));
     }
 }
@@ -461,7 +498,8 @@ async fn a_flood_that_nobody_reads_is_bounded_in_memory() {
     let client = envd.default_client();
     let mut pids = Vec::new();
     for _ in 0..20 {
-        let mut events = start(&client, sh("head -c 30000000 /dev/zero; head -c 10000000 /dev/urandom >&2")).await.unwrap();
+        let mut events =
+            start(&client, sh("head -c 30000000 /dev/zero; head -c 10000000 /dev/urandom >&2")).await.unwrap();
         pids.push(events.pid().await);
     }
     eventually("they have ended", || pids.iter().all(|pid| !is_there(*pid))).await;
@@ -525,7 +563,9 @@ async fn fifty_commands_at_once() {
         let client = envd.client(wire);
         let runs = (0..50).map(|index| {
             let client = client.clone();
-            tokio::spawn(async move { (index, run(&client, sh(&format!("echo {index}; head -c 100000 /dev/zero >&2; exit {index}"))).await) })
+            tokio::spawn(async move {
+                (index, run(&client, sh(&format!("echo {index}; head -c 100000 /dev/zero >&2; exit {index}"))).await)
+            })
         });
         for run in runs.collect::<Vec<_>>() {
             let (index, seen) = run.await.unwrap();
@@ -551,12 +591,15 @@ async fn processes_are_listed_and_found_by_tag() {
     assert_eq!((listed[0].pid, listed[0].tag.as_deref(), &listed[0].config), (pid, Some("mine"), &asked));
     let (code, _) = refusal(&client, request, CallOptions::default()).await;
     assert_eq!(code, "already_exists");
-    client.close_stdin(CloseStdinRequest { process: by_tag("mine").into(), ..Default::default() }).await.unwrap();
+    client.close_stdin(CloseStdinRequest { process: by_tag("mine").into() }).await.unwrap();
     assert_eq!(events.rest().await.end().exit_code, 0);
-    let connected = connect(&client, ConnectRequest { process: by_tag("mine").into(), ..Default::default() }).await;
+    let connected = connect(&client, ConnectRequest { process: by_tag("mine").into() }).await;
     assert_eq!(connected.unwrap().rest().await.pid, pid, "a finished process can still be found");
-    for (selector, text) in [(by_pid(999_999), "process with pid 999999 not found"), (by_tag("other"), "process with tag 'other' not found")] {
-        let error = connect(&client, ConnectRequest { process: selector.into(), ..Default::default() }).await;
+    for (selector, text) in [
+        (by_pid(999_999), "process with pid 999999 not found"),
+        (by_tag("other"), "process with tag 'other' not found"),
+    ] {
+        let error = connect(&client, ConnectRequest { process: selector.into() }).await;
         let error = match error {
             Ok(events) => events.rest().await.error.unwrap(),
             Err(error) => error,
@@ -583,13 +626,16 @@ async fn a_terminal_is_one() {
     let envd = Envd::ready().await;
     for wire in WIRES {
         let client = envd.client(wire);
-        let mut events = start(&client, with_pty(sh("stty size; tty; read line; echo \"got $line\"; stty size; exit 4"), 100, 30)).await.unwrap();
+        let mut events =
+            start(&client, with_pty(sh("stty size; tty; read line; echo \"got $line\"; stty size; exit 4"), 100, 30))
+                .await
+                .unwrap();
         let pid = events.pid().await;
         let text = |seen: &Seen| String::from_utf8_lossy(&seen.pty).into_owned();
         let mut seen = Seen::default();
         events.until(&mut seen, |seen| text(seen).matches('\n').count() == 2).await;
         assert!(text(&seen).starts_with("30 100\r\n/dev/pts/"), "{}", text(&seen));
-        client.update(UpdateRequest { process: by_pid(pid).into(), pty: to_pty(132, 50).into(), ..Default::default() }).await.unwrap();
+        client.update(UpdateRequest { process: by_pid(pid).into(), pty: to_pty(132, 50).into() }).await.unwrap();
         client.send_input(input_request(pid, typed(b"hello\n"))).await.unwrap();
         events.until(&mut seen, |_| false).await;
         assert!(text(&seen).ends_with("hello\r\ngot hello\r\n50 132\r\n"), "{:?}", text(&seen));

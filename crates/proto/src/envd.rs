@@ -4,7 +4,13 @@
 use std::fmt::Write as _;
 
 /// The generated code, as the .proto files' packages lay it out.
-#[allow(missing_docs, rust_2018_idioms, clippy::all, reason = "the generator's style is not ours to judge")]
+#[allow(
+    missing_docs,
+    rust_2018_idioms,
+    clippy::all,
+    clippy::wildcard_imports,
+    reason = "the generator's style is not ours to judge"
+)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/_envd.rs"));
 }
@@ -55,16 +61,12 @@ mod tests {
     fn json_has_the_names_and_forms_of_the_contract() {
         use process::process_event::{DataEvent, EndEvent, Event, data_event};
         let json = |event: Event| {
-            let response = process::StartResponse {
-                event: process::ProcessEvent { event: Some(event), ..Default::default() }.into(),
-                ..Default::default()
-            };
+            let response = process::StartResponse { event: process::ProcessEvent { event: Some(event) }.into() };
             serde_json::to_value(&response).expect("a message has a JSON form")
         };
         let data = DataEvent {
             output: Some(data_event::Output::Stdout(vec![0xff, 0xfe, 0xfd, 0xfc].into())),
             offset: 1 << 40,
-            ..Default::default()
         };
         let expected = serde_json::json!({"event": {"data": {"stdout": "//79/A==", "offset": "1099511627776"}}});
         assert_eq!(json(Event::from(data)), expected);

@@ -4,6 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_socket_linger;
+
 use crate::{ROUTER, World};
 
 /// Time for one answer. Long, because machines are shared; nothing waits for it to pass when all is well.
@@ -51,9 +53,12 @@ pub fn resolve_tcp(server: Ipv4Addr, name: &str) -> io::Result<Option<Ipv4Addr>>
     address_in(&answer)
 }
 
-/// Tries to connect; the error's kind if it does not come about within `limit`.
+/// Tries to connect; the error's kind if it does not come about within `limit`. A connection is reset at once, so that
+/// nothing of it is on the way any more when this returns.
 pub fn connects(address: Ipv4Addr, port: u16, limit: Duration) -> Result<(), io::ErrorKind> {
-    TcpStream::connect_timeout(&SocketAddr::from((address, port)), limit).map(drop).map_err(|error| error.kind())
+    let connected = TcpStream::connect_timeout(&SocketAddr::from((address, port)), limit);
+    let reset = connected.and_then(|stream| Ok(set_socket_linger(&stream, Some(Duration::ZERO))?));
+    reset.map_err(|error| error.kind())
 }
 
 /// Sends a UDP packet and waits for nothing.

@@ -1,33 +1,18 @@
 //! `wrenn doctor`: what this host can do, one line each, and the remedy for what it cannot.
 
-use std::env;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use wrenn_engine::network::NetworkConfig;
-use wrenn_engine::probe::{self, Capabilities, Capability, Choice, Chosen, Depth, Lacks, Options, State, Wishes};
-
-/// Names another QEMU than the system's.
-const QEMU_VARIABLE: &str = "WRENN_QEMU";
-/// Names a Firecracker outside of PATH.
-const FIRECRACKER_VARIABLE: &str = "WRENN_FIRECRACKER";
+use wrenn_engine::probe::{self, Capabilities, Capability, Choice, Chosen, Lacks, Options, State, Wishes};
 
 /// Looks at the host and prints what it can do; success if sandboxes can run.
-pub fn run(data_dir: &Path, json: bool) -> Result<ExitCode> {
-    let options = Options {
-        data_dir: data_dir.to_owned(),
-        qemu: env::var_os(QEMU_VARIABLE).map(PathBuf::from),
-        firecracker: firecracker(),
-        network: NetworkConfig::default(),
-        depth: Depth::All,
-    };
+pub fn run(options: &Options, json: bool) -> Result<ExitCode> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    let host = runtime.block_on(probe::look(&options));
+    let host = runtime.block_on(probe::look(options));
     // A guest that hangs in the kernel keeps its thread; it must not keep us.
     runtime.shutdown_background();
     let chosen = host.choose(&Wishes::default());
@@ -39,15 +24,6 @@ pub fn run(data_dir: &Path, json: bool) -> Result<ExitCode> {
     };
     io::stdout().write_all(text.as_bytes()).context("cannot print the report")?;
     Ok(if host.can_run() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The Firecracker that the environment names, or the first in PATH.
-fn firecracker() -> Option<PathBuf> {
-    let named = env::var_os(FIRECRACKER_VARIABLE).map(PathBuf::from);
-    named.or_else(|| {
-        let path = env::var_os("PATH")?;
-        env::split_paths(&path).map(|folder| folder.join("firecracker")).find(|candidate| candidate.is_file())
-    })
 }
 
 fn text(host: &Capabilities, chosen: Result<&Chosen, &Lacks>, colours: bool) -> String {
@@ -152,7 +128,7 @@ mod tests {
             depth: Depth::Choose,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(probe::look(&options))
+        runtime.block_on(probe::look(options))
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub async fn open(dir: &Path, programs: &Programs) -> Result<Host> {
     let chosen = capabilities.choose(&Wishes::default())?;
     let storage: Arc<dyn Storage> = match chosen.storage.value {
         StorageKind::Qcow2 => Arc::new(Qcow2),
-        StorageKind::Dm => bail!("device-mapper storage is not in this version of Wrenn"),
+        StorageKind::DeviceMapper => bail!("device-mapper storage is not in this version of Wrenn"),
     };
     let vmm: Box<dyn Vmm> = match chosen.vmm.value {
         VmmKind::Qemu => {

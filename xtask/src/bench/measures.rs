@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::{Measure, Ratio};
+use crate::build::Profile;
 use crate::process::Job;
 use crate::{build, cargo, demo};
 
@@ -31,7 +32,7 @@ impl Bench {
     /// Builds what is measured.
     pub fn prepare() -> Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "sandboxes need root: run `cargo xtask bench` as root");
-        let wrenn = build::run()?;
+        let wrenn = build::run(Profile::Release)?;
         let data = cargo::root().join("target/test-data");
         demo::template_job(&wrenn, "minimal")?.env("WRENN_DIR", &data).show()?;
         Ok(Self { wrenn: wrenn.to_str().context("the path of wrenn is not UTF-8")?.to_owned(), data })

@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout_at};
 use wrenn_proto::envd::PORT;
 
-pub use exec::{Command, Exec, ExecEnd, ExecEvent, Input};
+pub use exec::{Command, Exec, ExecEnd, ExecEvent, Input, NotStarted};
 pub use host_call::{HostKey, Init};
 
 /// How long one attempt to reach a guest that is still booting may take. A SYN sent before the guest's network is up is

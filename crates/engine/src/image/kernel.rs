@@ -502,7 +502,8 @@ mod tests {
         assert!(matches!(set_of_file(&host.places, &empty, GUEST), Err(KernelError::NoKernelInPackage { .. })));
         let folder = set_of_file(&host.places, host.folder.path(), GUEST);
         assert!(matches!(folder, Err(KernelError::Image { .. })));
-        let cut = &debian_package()[..3000];
+        let whole = debian_package();
+        let cut = &whole[..whole.len() - 100];
         let cut = host.file("cut.deb", cut);
         assert!(matches!(set_of_file(&host.places, &cut, GUEST), Err(KernelError::Package(_))));
         assert_eq!(host.names(), Vec::<String>::new());

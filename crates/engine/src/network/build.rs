@@ -166,8 +166,7 @@ fn claim(shared: &Shared, wanted: Option<Slot>, resolver: Option<Ipv4Addr>) -> R
         None => first_free_slot(shared, &mut netlink)?,
     };
     let slot = lock.slot();
-    let record = Record { tag: shared.tag, wrenn_dir: shared.wrenn_dir.clone(), resolver };
-    lock.write(&record)?;
+    lock.write(&record(shared, resolver, false))?;
     let forwarding = check_failing(shared, Step::Forwarding)
         .and_then(|()| forwarding::ensure(&shared.config.run_dir).map_err(BuildError::from));
     if let Err(source) = forwarding {
@@ -337,11 +336,15 @@ fn disable_ipv6(scope: &str) -> io::Result<()> {
 /// The table is made or renewed once per process; later slots add their elements. If the table is gone by then, somebody
 /// flushed the host's rules: it is made again with the elements of all slots of this process.
 fn host_rules(shared: &Shared, claim: &Claim) -> Result<(), BuildError> {
-    let admitted = rules::admit(&claim.addresses, claim.resolver);
-    if shared.state().table_ready && nft::apply_if_table(admitted)? {
+    let admitted = || rules::admit(&claim.addresses, claim.resolver);
+    if shared.state().table_ready && nft::apply_if_table(admitted())? {
         return Ok(());
     }
     let _renewing = shared.renewing();
+    // Somebody else may have renewed it while this one waited.
+    if shared.state().table_ready && nft::apply_if_table(admitted())? {
+        return Ok(());
+    }
     let held: Vec<_> = shared.state().held.iter().map(|(slot, resolver)| (*slot, *resolver)).collect();
     let elements = held.into_iter().filter_map(|(slot, resolver)| {
         Some(rules::admit(&shared.config.addresses(shared.tag, slot)?, resolver))
@@ -392,8 +395,7 @@ pub(super) fn take_down(
     on_veth(&veth, Netlink::set_down)?;
     std::thread::scope(|scope| {
         let link = scope.spawn(|| on_veth(&veth, Netlink::delete));
-        let rules = shared.slots.lock_host().map_err(NetworkError::from);
-        let rules = rules.and_then(|_host| remove_rules(shared, slot, addresses, resolver));
+        let rules = remove_rules(shared, &mut lock, addresses, resolver);
         link.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).and(rules)
     })?;
     let _host = shared.slots.lock_host()?;
@@ -419,17 +421,19 @@ pub(super) fn remove_handle(handle: &Path) -> Result<(), NetworkError> {
         .map_err(|source| NetworkError::Remove { object: object(), source: source.into() })
 }
 
-/// With the instance's last slot its table goes. The caller holds the host's lock.
+/// With the instance's last slot its table goes.
 fn remove_rules(
     shared: &Shared,
-    slot: Slot,
+    lock: &mut SlotLock,
     addresses: Option<&Addresses>,
     resolver: Option<Ipv4Addr>,
 ) -> Result<(), NetworkError> {
+    let _host = shared.slots.lock_host()?;
     let _renewing = shared.renewing();
-    shared.state().held.remove(&slot);
-    let owned = shared.slots.owned()?;
-    let last = !owned.iter().any(|(other, content)| *other != slot && content.is_of(shared.tag));
+    shared.state().held.remove(&lock.slot());
+    // Of two that end at once, the second one sees that the first one ends.
+    lock.write(&record(shared, resolver, true))?;
+    let last = !shared.slots.owned()?.iter().any(|(_, content)| content.is_in_use_by(shared.tag));
     let removed = match (last, addresses) {
         (true, _) => remove_table(shared),
         (false, Some(addresses)) => nft::apply_if_table(rules::expel(addresses, resolver)).map(drop),
@@ -439,6 +443,10 @@ fn remove_rules(
         object: HostObject::Table(nft_table(shared.tag)),
         source: source.into(),
     })
+}
+
+fn record(shared: &Shared, resolver: Option<Ipv4Addr>, ending: bool) -> Record {
+    Record { tag: shared.tag, wrenn_dir: shared.wrenn_dir.clone(), resolver, ending }
 }
 
 pub(super) fn remove_table(shared: &Shared) -> Result<(), crate::command::CommandError> {

@@ -91,7 +91,7 @@ impl Lease {
     /// removed stays on record for the next sweep, and is the error.
     pub async fn destroy(mut self) -> Result<(), NetworkError> {
         let Some(end) = self.end() else { return Ok(()) };
-        tokio::task::spawn_blocking(end).await.map_err(NetworkError::Worker)?
+        Shared::blocking(&self.shared, |_shared| end()).await
     }
 
     /// Lets go of the slot and leaves its network as it is: for a process that ends before its VM does. The next one

@@ -41,7 +41,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 pub use addresses::{Addresses, GUEST_MAC, Ipv4Range, NetworkConfig};
@@ -53,7 +53,10 @@ pub use pool::Pool;
 pub use resolvers::Dns;
 pub use sweep::{HostObject, SweepReport};
 
+use tokio::sync::{Semaphore, oneshot};
+
 use crate::command::CommandError;
+use crate::limits;
 use crate::names::{InstanceTag, Slot};
 use forwarding::ForwardingError;
 use slots::{SlotError, Slots};
@@ -142,8 +145,8 @@ pub enum NetworkError {
     #[error("cannot put the host's ip_forward back")]
     Forwarding(#[from] ForwardingError),
     /// The thread that did the work is gone.
-    #[error("the thread that worked on the network ended early")]
-    Worker(#[source] tokio::task::JoinError),
+    #[error("the thread that worked on the network panicked; what it left is removed by the next sweep")]
+    Worker,
 }
 
 /// What a step of building or removing can fail with.
@@ -174,6 +177,10 @@ struct Shared {
     config: NetworkConfig,
     slots: Slots,
     state: Mutex<State>,
+    /// Bounds the work at once: more only wait for each other in the kernel, each with threads and an `nft`.
+    turns: Arc<Semaphore>,
+    /// Told whenever work has ended.
+    idle: Condvar,
     /// Held while elements of several slots are put into the table, or a slot's are removed for good: who renews the
     /// table must not bring back those of a slot that is just released.
     renewal: Mutex<()>,
@@ -185,6 +192,8 @@ struct State {
     held: BTreeMap<Slot, Option<Ipv4Addr>>,
     /// Whether the instance's table was brought up to date by this process.
     table_ready: bool,
+    /// Work under way on threads of its own.
+    busy: usize,
     /// Threads that clean up after leases that were dropped.
     reaping: Vec<JoinHandle<()>>,
     /// The step that a test wants to fail.
@@ -195,8 +204,10 @@ impl Network {
     /// Opens the networks of the instance `tag` in `wrenn_dir`. Makes folders under the run folder, nothing else.
     pub fn open(tag: InstanceTag, wrenn_dir: &Path, config: NetworkConfig) -> Result<Self, NetworkError> {
         let slots = Slots::open(&config.run_dir)?;
-        let (state, renewal) = (Mutex::default(), Mutex::default());
-        Ok(Self(Arc::new(Shared { tag, wrenn_dir: wrenn_dir.to_owned(), config, slots, state, renewal })))
+        let (wrenn_dir, state) = (wrenn_dir.to_owned(), Mutex::default());
+        let (idle, renewal) = (Condvar::new(), Mutex::default());
+        let turns = Arc::new(Semaphore::new(limits::NETWORK_CHANGES_AT_ONCE));
+        Ok(Self(Arc::new(Shared { tag, wrenn_dir, config, slots, state, turns, idle, renewal })))
     }
 
     /// What a sandbox made now gets for DNS; the host's list is read anew each time.
@@ -229,17 +240,11 @@ impl Network {
         self.blocking(|shared| sweep::inventory(&shared)).await
     }
 
-    /// Waits for the clean-up after leases that were dropped instead of destroyed.
+    /// Waits until nothing of this process is under way: work whose caller stopped waiting, and the clean-up after leases
+    /// that were dropped instead of destroyed. For the end of a program.
     pub async fn settle(&self) -> Result<(), NetworkError> {
-        self.blocking(|shared| {
-            let reaping = std::mem::take(&mut shared.state().reaping);
-            for thread in reaping {
-                // A reaper that panicked has left its slot on record; the next sweep removes it.
-                thread.join().unwrap_or_else(|_panic| tracing::error!("a network's reaper panicked"));
-            }
-            Ok(())
-        })
-        .await
+        let shared = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || shared.settle()).await.map_err(|_panic| NetworkError::Worker)
     }
 
     /// Makes every later `acquire` fail at this step, to show that nothing is left then.
@@ -252,12 +257,43 @@ impl Network {
         &self,
         work: impl FnOnce(Arc<Shared>) -> Result<T, NetworkError> + Send + 'static,
     ) -> Result<T, NetworkError> {
-        let shared = Arc::clone(&self.0);
-        tokio::task::spawn_blocking(move || work(shared)).await.map_err(NetworkError::Worker)?
+        Shared::blocking(&self.0, work).await
     }
 }
 
 impl Shared {
+    /// Runs `work` to its end on a thread of its own, also if nobody waits for it any more: then its result is dropped,
+    /// which takes down what it made, before [`Network::settle`] says that all is done.
+    async fn blocking<T: Send + 'static>(
+        this: &Arc<Self>,
+        work: impl FnOnce(Arc<Self>) -> Result<T, NetworkError> + Send + 'static,
+    ) -> Result<T, NetworkError> {
+        // The semaphore is never closed.
+        let turn = Arc::clone(&this.turns).acquire_owned().await.map_err(|_closed| NetworkError::Worker)?;
+        let (give, take) = oneshot::channel();
+        let shared = Arc::clone(this);
+        let busy = Busy::new(Arc::clone(this));
+        tokio::task::spawn_blocking(move || {
+            drop(give.send(work(shared)));
+            drop((turn, busy));
+        });
+        take.await.map_err(|_panicked| NetworkError::Worker)?
+    }
+
+    fn settle(&self) {
+        let mut state = self.state();
+        while state.busy > 0 || !state.reaping.is_empty() {
+            if let Some(reaper) = state.reaping.pop() {
+                drop(state);
+                // A reaper that panicked has left its slot on record; the next sweep removes it.
+                reaper.join().unwrap_or_else(|_panic| tracing::error!("a network's reaper panicked"));
+                state = self.state();
+            } else {
+                state = self.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
     /// The state; a panic elsewhere leaves it usable, each change is one assignment.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -269,5 +305,22 @@ impl Shared {
 
     fn netns_path(&self, name: &str) -> PathBuf {
         self.config.run_dir.join("netns").join(name)
+    }
+}
+
+/// Counts as work under way until it is dropped.
+struct Busy(Arc<Shared>);
+
+impl Busy {
+    fn new(shared: Arc<Shared>) -> Self {
+        shared.state().busy += 1;
+        Self(shared)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.state().busy -= 1;
+        self.0.idle.notify_all();
     }
 }

@@ -74,7 +74,7 @@ impl Pool {
         while let Some(lease) = self.supply.pop() {
             result = result.and(lease.destroy().await);
         }
-        // One that was being made when the filler ended is dropped as soon as it is there.
+        // One that was being made when the filler was stopped is dropped as soon as it is there.
         result.and(self.network.settle().await)
     }
 }

@@ -67,6 +67,9 @@ pub struct Record {
     pub wrenn_dir: PathBuf,
     /// Where the slot's DNS goes.
     pub resolver: Option<Ipv4Addr>,
+    /// It is being released: whoever releases another one need not count it as in use.
+    #[serde(default)]
+    pub ending: bool,
 }
 
 /// What a slot's file says.
@@ -85,6 +88,14 @@ impl Content {
     pub fn is_of(&self, tag: InstanceTag) -> bool {
         match self {
             Self::Owned(record) => record.tag == tag,
+            Self::Empty | Self::Unreadable => false,
+        }
+    }
+
+    /// Whether `tag` uses the slot and is not just releasing it.
+    pub fn is_in_use_by(&self, tag: InstanceTag) -> bool {
+        match self {
+            Self::Owned(record) => record.tag == tag && !record.ending,
             Self::Empty | Self::Unreadable => false,
         }
     }
@@ -255,7 +266,7 @@ mod tests {
     use super::*;
 
     fn record(tag: &str) -> Record {
-        Record { tag: tag.parse().unwrap(), wrenn_dir: "/var/lib/wrenn".into(), resolver: None }
+        Record { tag: tag.parse().unwrap(), wrenn_dir: "/var/lib/wrenn".into(), resolver: None, ending: false }
     }
 
     #[test]

@@ -246,6 +246,11 @@ impl Capabilities {
         self.facts.memory.map_or(0, |memory| memory.available)
     }
 
+    /// Memory the host has in all, in bytes.
+    pub fn memory_total(&self) -> u64 {
+        self.facts.memory.map_or(0, |memory| memory.total)
+    }
+
     /// The drivers for this host: the best that is there, or what is wished for.
     pub fn choose(&self, wishes: &Wishes) -> Result<Chosen, Lacks> {
         choice::choose(self, wishes)

@@ -181,12 +181,13 @@ fn init(state: &State, body: &[u8]) -> Result<(), CallError> {
     let body = if body.is_empty() { b"{}" } else { body };
     let init: Init = serde_json::from_slice(body).map_err(CallError::Body)?;
     if let Some(text) = init.timestamp {
-        let now = timestamp::parse(&text).ok_or(CallError::Timestamp(text))?;
-        set_clock(now).map_err(CallError::Clock)?;
+        let host = timestamp::parse(&text).ok_or(CallError::Timestamp(text))?;
+        if is_off(SystemTime::now(), host) {
+            set_clock(host).map_err(CallError::Clock)?;
+        }
     }
     let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
-    let (token, user, workdir) =
-        (filled(init.access_token), filled(init.default_user), filled(init.default_workdir));
+    let (token, user, workdir) = (filled(init.access_token), filled(init.default_user), filled(init.default_workdir));
     state.change_settings(|settings| {
         settings.token = token.map(Arc::from).or(settings.token.take());
         settings.env.extend(init.env_vars.unwrap_or_default());
@@ -198,13 +199,13 @@ fn init(state: &State, body: &[u8]) -> Result<(), CallError> {
     Ok(())
 }
 
-/// Steps the clock to the host's when ours is behind it or clearly ahead.
-fn set_clock(host: SystemTime) -> rustix::io::Result<()> {
-    let since_epoch = host.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let ahead = SystemTime::now().duration_since(host);
-    if ahead.is_ok_and(|ahead| ahead <= CLOCK_AHEAD_MAX) {
-        return Ok(());
-    }
+/// Our clock is behind the host's, or clearly ahead of it.
+fn is_off(ours: SystemTime, host: SystemTime) -> bool {
+    ours.duration_since(host).map_or(true, |ahead| ahead > CLOCK_AHEAD_MAX)
+}
+
+fn set_clock(now: SystemTime) -> rustix::io::Result<()> {
+    let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let seconds = i64::try_from(since_epoch.as_secs()).map_err(|_| rustix::io::Errno::INVAL)?;
     rustix::time::clock_settime(
         ClockId::Realtime,
@@ -222,7 +223,7 @@ async fn sync() -> Result<(), CallError> {
         let root = std::fs::File::open("/")?;
         Ok(rustix::fs::syncfs(root)?)
     });
-    done.await.map_err(std::io::Error::other).flatten().map_err(CallError::Sync)
+    done.await.map_err(std::io::Error::other).and_then(|done| done).map_err(CallError::Sync)
 }
 
 async fn power_off(how: PowerOff) {
@@ -299,8 +300,26 @@ mod tests {
     }
 
     #[test]
+    fn the_clock_is_set_when_it_is_behind_or_clearly_ahead() {
+        let host = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let millis = Duration::from_millis;
+        assert!(is_off(host - millis(1), host));
+        assert!(!is_off(host, host));
+        assert!(!is_off(host + millis(1000), host), "the call took a moment");
+        assert!(is_off(host + millis(1001), host));
+    }
+
+    #[test]
     fn a_key_is_64_hex_digits_of_a_point() {
-        for key in ["", "00", "zz", &"0".repeat(63), &"g".repeat(64), &format!("02{}", "0".repeat(62)), &format!("01{}", "0".repeat(62))] {
+        for key in [
+            "",
+            "00",
+            "zz",
+            &"0".repeat(63),
+            &"g".repeat(64),
+            &format!("02{}", "0".repeat(62)),
+            &format!("01{}", "0".repeat(62)),
+        ] {
             assert!(Verifier::new(ID, key).is_err(), "{key}");
         }
     }

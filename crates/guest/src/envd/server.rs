@@ -9,11 +9,11 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::{Request, State as Shared};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any_service, get};
-use axum::Router;
 use connectrpc::{Limits, Router as ConnectRouter};
 use futures::FutureExt as _;
 use http::{HeaderValue, Method, StatusCode, Uri, header};

@@ -58,7 +58,7 @@ enum InitError {
     #[error("no usable root filesystem on {}", device.display())]
     BadRoot { device: PathBuf, source: superblock::SuperblockError },
     #[error("cannot mount the root filesystem of {}", device.display())]
-    MountRoot { device: PathBuf, source: rustix::io::Errno },
+    MountRoot { device: PathBuf, source: std::io::Error },
     #[error("cannot grow the root filesystem to its device ({blocks} blocks)")]
     Grow { blocks: u64, source: std::io::Error },
     #[error("cannot switch to the root filesystem: {step}")]

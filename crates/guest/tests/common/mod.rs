@@ -249,35 +249,35 @@ pub fn with_pty(mut request: StartRequest, cols: u32, rows: u32) -> StartRequest
 }
 
 pub fn to_pty(cols: u32, rows: u32) -> PTY {
-    PTY { size: pty::Size { cols, rows, ..Default::default() }.into(), ..Default::default() }
+    PTY { size: pty::Size { cols, rows }.into() }
 }
 
 pub fn by_pid(pid: u32) -> ProcessSelector {
-    ProcessSelector { selector: Some(process_selector::Selector::Pid(pid)), ..Default::default() }
+    ProcessSelector { selector: Some(process_selector::Selector::Pid(pid)) }
 }
 
 pub fn by_tag(tag: &str) -> ProcessSelector {
-    ProcessSelector { selector: Some(process_selector::Selector::Tag(tag.to_owned())), ..Default::default() }
+    ProcessSelector { selector: Some(process_selector::Selector::Tag(tag.to_owned())) }
 }
 
 pub fn connect_request(pid: u32, offset: Option<u64>) -> ConnectRequest {
-    ConnectRequest { process: by_pid(pid).into(), offset, ..Default::default() }
+    ConnectRequest { process: by_pid(pid).into(), offset }
 }
 
 pub fn signal_request(pid: u32, signal: i32) -> SendSignalRequest {
-    SendSignalRequest { process: by_pid(pid).into(), signal: signal.into(), ..Default::default() }
+    SendSignalRequest { process: by_pid(pid).into(), signal: signal.into() }
 }
 
 pub fn stdin(bytes: &[u8]) -> ProcessInput {
-    ProcessInput { input: Some(process_input::Input::Stdin(bytes.to_vec().into())), ..Default::default() }
+    ProcessInput { input: Some(process_input::Input::Stdin(bytes.to_vec().into())) }
 }
 
 pub fn typed(bytes: &[u8]) -> ProcessInput {
-    ProcessInput { input: Some(process_input::Input::Pty(bytes.to_vec().into())), ..Default::default() }
+    ProcessInput { input: Some(process_input::Input::Pty(bytes.to_vec().into())) }
 }
 
 pub fn input_request(pid: u32, input: ProcessInput) -> SendInputRequest {
-    SendInputRequest { process: by_pid(pid).into(), input: input.into(), ..Default::default() }
+    SendInputRequest { process: by_pid(pid).into(), input: input.into() }
 }
 
 pub fn as_user(name: &str) -> CallOptions {

@@ -140,7 +140,7 @@ pub struct Upload {
 }
 
 enum Decoder {
-    Identity(Files),
+    Identity(Box<Files>),
     Gzip(Box<MultiGzDecoder<Files>>),
 }
 
@@ -155,7 +155,8 @@ impl Upload {
         if matches!(files.form, Form::Whole) {
             files.open(None)?;
         }
-        let decoder = if gzip { Decoder::Gzip(Box::new(MultiGzDecoder::new(files))) } else { Decoder::Identity(files) };
+        let decoder =
+            if gzip { Decoder::Gzip(Box::new(MultiGzDecoder::new(files))) } else { Decoder::Identity(Box::new(files)) };
         Ok(Self { decoder })
     }
 

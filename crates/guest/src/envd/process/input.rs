@@ -44,7 +44,11 @@ pub enum InputError {
     #[error("the process has no terminal")]
     NoTerminal,
     /// Too much is waiting already.
-    #[error("the process does not read its input: {} calls or {} bytes are waiting", limits::WRITERS_MAX, limits::INPUT_BYTES_MAX)]
+    #[error(
+        "the process does not read its input: {} calls or {} bytes are waiting",
+        limits::WRITERS_MAX,
+        limits::INPUT_BYTES_MAX
+    )]
     Full,
     /// The kernel refused.
     #[error("cannot {verb} the process's input")]

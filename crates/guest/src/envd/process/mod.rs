@@ -96,10 +96,12 @@ enum WishError {
 /// Call it from a task of its own: from the moment the program runs until it is supervised nothing may be dropped.
 async fn start(state: Arc<State>, wish: Wish) -> Result<(Arc<Process>, Reader), WishError> {
     let place = state.processes.reserve(wish.tag.as_deref())?;
+    let turn = state.processes.starts.acquire().await.map_err(|_| StartError::Aborted)?;
     let (command, stdio, shared) = (wish.command.clone(), wish.stdio, Arc::clone(&state));
     // Reads files and starts a program, and the kernel may take its time for both.
     let started = tokio::task::spawn_blocking(move || start_blocking(command, stdio, wish.user.as_deref(), &shared));
     let started = started.await.map_err(|_| StartError::Aborted)??;
+    drop(turn);
     let log = state.processes.new_log();
     let reader = log.attach(Some(0)).map_err(|_| WishError::Watch(io::Error::other("a new log has readers")))?;
     let (process, sources, exit) = Process::new(started, wish.command, stdio, wish.tag, log)?;
@@ -203,9 +205,7 @@ fn watch_descriptors(child: &Child, input: Option<OwnedFd>, outputs: Vec<(Stream
     let is_terminal = outputs.is_empty();
     let interest = if is_terminal { Interest::READABLE | Interest::WRITABLE } else { Interest::WRITABLE };
     let input = input.map(|fd| watch(fd, interest).map(Arc::new)).transpose()?;
-    let source = |(stream, fd)| {
-        watch(fd, Interest::READABLE).map(|fd| Source::new(stream, Arc::new(fd)))
-    };
+    let source = |(stream, fd)| watch(fd, Interest::READABLE).map(|fd| Source::new(stream, Arc::new(fd)));
     Ok((exit, input, outputs.into_iter().map(source).collect::<io::Result<_>>()?))
 }
 
@@ -225,12 +225,26 @@ async fn supervise(
     deadline: Option<Instant>,
     registry: Arc<Registry>,
 ) {
-    let end = run(&process, &mut sources, &exit, deadline).await;
+    let mut last_word = LastWord { process: Arc::clone(&process), registry, end: End::Unknown };
+    last_word.end = run(&process, &mut sources, &exit, deadline).await;
     process.input.end();
     drop(exit);
     sources.drain(&process.log).await;
-    process.log.finish(end);
-    registry.retire(&process);
+}
+
+/// Says how a process ended when its task does: also when the task fails, so that nobody waits for ever.
+struct LastWord {
+    process: Arc<Process>,
+    registry: Arc<Registry>,
+    end: End,
+}
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        self.process.input.end();
+        self.process.log.finish(self.end);
+        self.registry.retire(&self.process);
+    }
 }
 
 /// Pumps output until the process was reaped.
@@ -241,9 +255,9 @@ async fn run(process: &Process, sources: &mut Sources, exit: &AsyncFd<OwnedFd>, 
     };
     let timer = async {
         sleep_until(deadline).await;
-        process.timed_out.store(true, Ordering::Relaxed);
-        if let Err(error) = process.signal(Signal::KILL) {
-            eprintln!("envd: process {} ran too long and cannot be killed: {error}", process.pid);
+        match process.signal(Signal::KILL) {
+            Ok(was_there) => process.timed_out.store(was_there, Ordering::Relaxed),
+            Err(error) => eprintln!("envd: process {} ran too long and cannot be killed: {error}", process.pid),
         }
         std::future::pending().await
     };

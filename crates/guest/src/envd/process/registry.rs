@@ -55,6 +55,8 @@ pub struct Registry {
     pool: Arc<Pool>,
     /// Bytes of input that wait for processes to read.
     pub input_budget: Semaphore,
+    /// Turns to start a process.
+    pub starts: Semaphore,
     retired: Notify,
 }
 
@@ -80,6 +82,7 @@ impl Registry {
             inner: Mutex::new(Inner::default()),
             pool: Pool::new(limits::RINGS_BYTES_MAX),
             input_budget: Semaphore::new(limits::INPUT_BYTES_MAX),
+            starts: Semaphore::new(limits::STARTS_AT_ONCE_MAX),
             retired: Notify::new(),
         }
     }
@@ -154,8 +157,12 @@ impl Registry {
             let mut inner = self.lock();
             let due = inner.finished.iter().take_while(|(until, _)| *until <= now).count();
             let forgotten: Vec<_> = inner.finished.drain(..due).collect();
+            let is_idle = inner.finished.is_empty() && inner.running.is_empty();
             drop(inner);
             forget(forgotten);
+            if is_idle {
+                wrenn_sys::malloc::trim();
+            }
         }
     }
 

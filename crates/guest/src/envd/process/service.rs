@@ -165,10 +165,11 @@ impl ProcessService for Service {
         };
         match sent {
             Ok(true) => Response::ok(SendSignalResponse {}),
-            Ok(false) => Err(self.state.processes.find_running(&selector).map_or_else(
-                ConnectError::from,
-                |_| ConnectError::not_found("the process group is empty"),
-            )),
+            Ok(false) => Err(self
+                .state
+                .processes
+                .find_running(&selector)
+                .map_or_else(ConnectError::from, |_| ConnectError::not_found("the process group is empty"))),
             Err(error) => Err(ConnectError::internal(format!("cannot send the signal: {error}"))),
         }
     }
@@ -253,12 +254,8 @@ fn to_wish(context: &RequestContext, request: StartRequest) -> Result<Wish, Conn
         (None, Some(false)) => Stdio::OutputPipes,
         (None, Some(true) | None) => Stdio::Pipes,
     };
-    let command = Command {
-        cmd: config.cmd,
-        args: config.args,
-        envs: config.envs.into_iter().collect(),
-        cwd: config.cwd,
-    };
+    let command =
+        Command { cmd: config.cmd, args: config.args, envs: config.envs.into_iter().collect(), cwd: config.cwd };
     Ok(Wish {
         command,
         stdio,

@@ -157,13 +157,7 @@ pub enum StartError {
 }
 
 /// Decides everything that can be decided without looking at the file system. `path` is PATH for who brings none.
-pub fn plan(
-    command: Command,
-    stdio: Stdio,
-    user: User,
-    settings: &Settings,
-    path: &str,
-) -> Result<Plan, StartError> {
+pub fn plan(command: Command, stdio: Stdio, user: User, settings: &Settings, path: &str) -> Result<Plan, StartError> {
     if command.cmd.is_empty() {
         return Err(StartError::NoCommand);
     }
@@ -243,8 +237,11 @@ fn check_work_dir(cwd: &WorkDir) -> Result<PathBuf, StartError> {
 /// Root becomes whom it was asked to be; anybody else can only stay who they are.
 fn credentials(user: &User) -> Option<Credentials> {
     let root = rustix::process::geteuid().is_root();
-    (root || rustix::process::geteuid().as_raw() != user.uid)
-        .then(|| Credentials { uid: user.uid, gid: user.gid, groups: user.groups.clone() })
+    (root || rustix::process::geteuid().as_raw() != user.uid).then(|| Credentials {
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.groups.clone(),
+    })
 }
 
 fn open_files() -> Rlimit {

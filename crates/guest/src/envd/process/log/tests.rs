@@ -20,7 +20,11 @@ async fn available(reader: &mut Reader) -> Vec<Item> {
 }
 
 fn bytes(items: &[Item]) -> Vec<u8> {
-    items.iter().filter_map(|item| if let Item::Output(piece) = item { Some(&piece.bytes[..]) } else { None }).collect::<Vec<_>>().concat()
+    items
+        .iter()
+        .filter_map(|item| if let Item::Output(piece) = item { Some(&piece.bytes[..]) } else { None })
+        .collect::<Vec<_>>()
+        .concat()
 }
 
 fn output(offset: u64, stream: Stream, bytes: &'static [u8]) -> Item {
