@@ -28,7 +28,8 @@ fn root_a_guest_resolves_a_name_and_fetches_a_page_through_masquerade() {
     assert_eq!(sandbox.guest.run(|| client::resolve(GATEWAY, "nobody.example.test")).unwrap(), None);
     let page = sandbox.guest.run(|| client::fetch(address, "/")).unwrap();
     assert_eq!(String::from_utf8(page).unwrap(), PAGE);
-    let seen: Vec<_> = host.world.connections().into_iter().filter(|(_, local)| local.ip() == IpAddr::V4(WEB)).collect();
+    let seen: Vec<_> =
+        host.world.connections().into_iter().filter(|(_, local)| local.ip() == IpAddr::V4(WEB)).collect();
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].0.ip(), IpAddr::V4(HOST), "the internet sees the host's address");
     host.world.flush();
@@ -83,6 +84,7 @@ impl Forbidden {
         for address in &reached {
             assert_eq!(client::connects(*address, 80, Duration::from_secs(10)), Ok(()), "{address} listens");
         }
+        host.world.await_connections(PRIVATE_TARGETS.len());
         host.world.forget();
         let addresses = reached.into_iter().chain([others.peer, own.peer, own.guest_from_host]).collect();
         Self { _listeners: listeners, addresses }

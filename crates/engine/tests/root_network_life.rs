@@ -3,7 +3,7 @@
 mod network;
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use wrenn_engine::command::Command;
 use wrenn_engine::network::links::Netlink;
 use wrenn_engine::network::{HostObject, Ipv4Range, Network, NetworkConfig, NetworkError, Pool, Step, SweepReport};
 use wrenn_sys::netns::NetNs;
-use wrenn_testworld::{Guest, ROUTER, UPLINK};
+use wrenn_testworld::{Guest, ROUTER, UPLINK, WEB};
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
@@ -20,7 +20,9 @@ const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 fn root_the_host_is_as_before_byte_for_byte() {
     let host = Host::enter();
     // A host with settings of its own, some of which the kernel overwrites when forwarding is turned on.
-    host.nft("add table ip mine\nadd chain ip mine c { type filter hook forward priority 0; }\nadd rule ip mine c accept");
+    host.nft(
+        "add table ip mine\nadd chain ip mine c { type filter hook forward priority 0; }\nadd rule ip mine c accept",
+    );
     for (setting, value) in [("uplink/forwarding", "1"), ("all/accept_redirects", "0"), ("default/forwarding", "1")] {
         fs::write(format!("/proc/sys/net/ipv4/conf/{setting}"), value).unwrap();
     }
@@ -128,10 +130,9 @@ fn root_a_slot_whose_names_are_taken_is_refused_and_passed_over() {
     let network = host.instance("aaaa");
     Netlink::open().unwrap().add_veth("wvaaaa0", "other", NetNs::current().unwrap()).unwrap();
     fs::write("/run/wrenn/netns/wrn-aaaa-1", "").unwrap();
-    for (index, object) in [
-        (0, HostObject::Veth("wvaaaa0".to_owned())),
-        (1, HostObject::Netns("/run/wrenn/netns/wrn-aaaa-1".into())),
-    ] {
+    for (index, object) in
+        [(0, HostObject::Veth("wvaaaa0".to_owned())), (1, HostObject::Netns("/run/wrenn/netns/wrn-aaaa-1".into()))]
+    {
         let error = host.wait(network.acquire_slot(slot(index))).unwrap_err();
         assert!(matches!(&error, NetworkError::SlotTaken { object: taken, .. } if *taken == object), "{error}");
         assert!(error.to_string().contains("remove it by hand"), "{error}");
@@ -179,7 +180,8 @@ fn root_addresses_that_the_host_uses_are_not_given_away() {
     let error = host.wait(network.acquire()).unwrap_err();
     assert!(error.to_string().contains("10.0.0.0/8 (uplink); choose other ranges"), "{error}");
     let range = |text: &str| text.parse::<Ipv4Range>().unwrap();
-    let config = NetworkConfig { links: range("172.20.0.0/24"), guests: range("172.21.0.0/24"), ..NetworkConfig::default() };
+    let config =
+        NetworkConfig { links: range("172.20.0.0/24"), guests: range("172.21.0.0/24"), ..NetworkConfig::default() };
     let elsewhere = host.instance_with("aaaa", config);
     let sandbox = host.sandbox(&elsewhere);
     assert!(sandbox.fetches());
@@ -347,12 +349,29 @@ fn root_a_tap_can_be_attached_again_after_its_vm_ended() {
     host.destroy(sandbox);
 }
 
+/// A VM that is ended closes nothing: without help the host would remember its connections for days.
+#[test]
+fn root_the_host_forgets_the_connections_of_a_sandbox() {
+    let host = Host::enter();
+    let network = host.instance("aaaa");
+    let (gone, stays) = (host.sandbox(&network), host.sandbox(&network));
+    let remembered = |peer: Ipv4Addr| {
+        let tracked = fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
+        tracked.lines().filter(|line| line.contains(&format!("src={peer} "))).count()
+    };
+    let (of_gone, of_other) = (gone.lease.addresses().peer, stays.lease.addresses().peer);
+    let open = |sandbox: &Sandbox| sandbox.guest.run(|| TcpStream::connect((WEB, 80)).unwrap());
+    let _connections = [open(&gone), open(&gone), open(&stays)];
+    assert!(gone.fetches() && stays.fetches());
+    assert_eq!((remembered(of_gone), remembered(of_other)), (3, 2));
+    host.destroy(gone);
+    assert_eq!((remembered(of_gone), remembered(of_other)), (0, 2));
+    host.destroy(stays);
+    assert_eq!(remembered(of_other), 0);
+}
+
 /// The locks of a killed process are free when the kernel has closed its files, a moment after its end.
-fn swept_when_unlocked(
-    host: &Host,
-    network: &Network,
-    slots: usize,
-) -> SweepReport {
+fn swept_when_unlocked(host: &Host, network: &Network, slots: usize) -> SweepReport {
     let mut report = SweepReport::default();
     while report.removed.len() < slots {
         let swept = host.wait(network.sweep()).unwrap();
@@ -384,7 +403,10 @@ fn root_a_network_is_made_in_milliseconds() {
     made.sort();
     ended.sort();
     let (median_made, median_ended) = (made[ROUNDS / 2], ended[ROUNDS / 2]);
-    eprintln!("acquire: median {median_made:?}, best {:?}; destroy: median {median_ended:?}, best {:?}", made[0], ended[0]);
+    eprintln!(
+        "acquire: median {median_made:?}, best {:?}; destroy: median {median_ended:?}, best {:?}",
+        made[0], ended[0]
+    );
     assert!(median_made < Duration::from_millis(200), "{made:?}");
     host.wait(keeps_the_table.destroy()).unwrap();
 }

@@ -208,7 +208,7 @@ async fn the_environment_is_exactly_what_was_asked_for() {
     let out = run(&client, request).await.out();
     let mut lines: Vec<&str> = out.lines().collect();
     lines.sort_unstable();
-    let id = format!("E2B_SANDBOX_ID={}", common::ID);
+    let id = format!("E2B_SANDBOX_ID={}", envd.id);
     let mut expected = vec![
         "BOTH=own",
         "E2B_SANDBOX=true",
@@ -593,13 +593,13 @@ async fn processes_are_listed_and_found_by_tag() {
     assert_eq!(code, "already_exists");
     client.close_stdin(CloseStdinRequest { process: by_tag("mine").into() }).await.unwrap();
     assert_eq!(events.rest().await.end().exit_code, 0);
-    let connected = connect(&client, ConnectRequest { process: by_tag("mine").into() }).await;
+    let connected = connect(&client, ConnectRequest { process: by_tag("mine").into(), offset: None }).await;
     assert_eq!(connected.unwrap().rest().await.pid, pid, "a finished process can still be found");
     for (selector, text) in [
         (by_pid(999_999), "process with pid 999999 not found"),
         (by_tag("other"), "process with tag 'other' not found"),
     ] {
-        let error = connect(&client, ConnectRequest { process: selector.into() }).await;
+        let error = connect(&client, ConnectRequest { process: selector.into(), offset: None }).await;
         let error = match error {
             Ok(events) => events.rest().await.error.unwrap(),
             Err(error) => error,

@@ -9,7 +9,7 @@ use rustix::net::sockopt::set_socket_linger;
 use crate::{ROUTER, World};
 
 /// Time for one answer. Long, because machines are shared; nothing waits for it to pass when all is well.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Fetches a page of the server at `address`, port 80: the body.
 pub fn fetch(address: Ipv4Addr, path: &str) -> io::Result<Vec<u8>> {
@@ -68,7 +68,9 @@ pub fn send_udp(address: Ipv4Addr, port: u16) -> io::Result<()> {
 
 /// Sends a packet from the host to the router and waits until the router has seen it.
 pub(crate) fn mark(world: &World) -> io::Result<()> {
-    let is_mark = |port: u16| move |packet: &&crate::Packet| packet.port == Some(port) && packet.destination == IpAddr::V4(ROUTER);
+    let is_mark = |port: u16| {
+        move |packet: &&crate::Packet| packet.port == Some(port) && packet.destination == IpAddr::V4(ROUTER)
+    };
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     // The sender's port is unique, so it names the mark.
     let port = socket.local_addr()?.port();

@@ -47,8 +47,9 @@ impl Guest {
         let link = Arc::new(netns.run(connect)??);
         let (sandbox, stop) = (Arc::new(tap), Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?));
         let ends = (Arc::clone(&link), Arc::clone(&sandbox), Arc::clone(&stop));
-        let carrier =
-            std::thread::Builder::new().name("guest-link".to_owned()).spawn(move || carry(&ends.0, &ends.1, &ends.2))?;
+        let carrier = std::thread::Builder::new()
+            .name("guest-link".to_owned())
+            .spawn(move || carry(&ends.0, &ends.1, &ends.2))?;
         Ok(Self { netns, sandbox, stop, carrier: Some(carrier) })
     }
 
@@ -93,11 +94,8 @@ fn connect() -> io::Result<OwnedFd> {
 fn carry(guest: &OwnedFd, sandbox: &OwnedFd, stop: &OwnedFd) -> io::Result<()> {
     let mut frame = vec![0; FRAME_BYTES_MAX];
     loop {
-        let mut ends = [
-            PollFd::new(guest, PollFlags::IN),
-            PollFd::new(sandbox, PollFlags::IN),
-            PollFd::new(stop, PollFlags::IN),
-        ];
+        let mut ends =
+            [PollFd::new(guest, PollFlags::IN), PollFd::new(sandbox, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
         poll(&mut ends, None)?;
         let [from_guest, from_sandbox, stopped] = ends.map(|end| !end.revents().is_empty());
         if stopped {

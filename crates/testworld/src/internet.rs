@@ -46,11 +46,7 @@ pub(crate) fn start(netns: NetNs, seen: Record, stopped: oneshot::Receiver<()>) 
     Ok(thread)
 }
 
-fn serve_until(
-    seen: &Record,
-    listening: SyncSender<io::Result<()>>,
-    stopped: oneshot::Receiver<()>,
-) -> io::Result<()> {
+fn serve_until(seen: &Record, listening: SyncSender<io::Result<()>>, stopped: oneshot::Receiver<()>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let tasks = listen(seen).await;

@@ -26,6 +26,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, mount, mount_bind};
 use tokio::sync::oneshot;
@@ -141,6 +142,18 @@ impl World {
     /// Every TCP connection that a server of the internet accepted: who connected, to which address.
     pub fn connections(&self) -> Vec<(SocketAddr, SocketAddr)> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).connections.clone()
+    }
+
+    /// Waits until the servers have accepted this many connections: they do so a moment after the client is told.
+    ///
+    /// # Panics
+    /// If they do not.
+    pub fn await_connections(&self, count: usize) {
+        let deadline = Instant::now() + client::PATIENCE;
+        while self.connections().len() < count {
+            assert!(Instant::now() < deadline, "only {:?} of {count} connections came", self.connections());
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Waits until everything that left the host before this call is on record: a mark is sent through the uplink, and

@@ -124,11 +124,11 @@ mod tests {
             data_dir: "/".into(),
             qemu: None,
             firecracker: None,
-            network: NetworkConfig::default(),
-            depth: Depth::Choose,
+            network: wrenn_engine::network::NetworkConfig::default(),
+            depth: probe::Depth::Choose,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(probe::look(options))
+        runtime.block_on(probe::look(&options))
     }
 
     #[test]

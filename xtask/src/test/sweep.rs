@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 
+use super::RUN_DIR;
 use crate::cargo;
 use crate::process::{Job, find_program};
 
@@ -73,7 +74,7 @@ impl World {
         things.extend(block_devices("dm/name").into_iter().map(Thing::DeviceMapper));
         things.extend(cgroups().into_iter().map(Thing::Cgroup));
         for folder in swept_folders() {
-            things.extend(entries(&folder, DEPTH_MAX).into_iter().map(Thing::File));
+            things.extend(entries(&folder, DEPTH_MAX).into_iter().filter(|path| !stays(path)).map(Thing::File));
         }
         Ok(Self { things })
     }
@@ -124,8 +125,21 @@ impl Network {
 fn swept_folders() -> Vec<PathBuf> {
     let sandboxes = std::env::var_os("WRENN_TEST_IMAGES").map(|dir| Path::new(&dir).join("sandboxes"));
     // The last one is what cargo calls CARGO_TARGET_TMPDIR.
-    let always = [PathBuf::from("/run/wrenn"), std::env::temp_dir(), cargo::target_dir().join("tmp")];
+    let always = [PathBuf::from(RUN_DIR), std::env::temp_dir(), cargo::target_dir().join("tmp")];
     always.into_iter().chain(sandboxes).collect()
+}
+
+/// Whether a file is one of the host-wide books that stay by design: to remove a file that others lock would give the same
+/// lock to two of them. An instance's claim on its tag stays with it; a slot's file stays, and is empty when it is free.
+fn stays(path: &str) -> bool {
+    let Some(book) = path.strip_prefix(RUN_DIR).map(|path| path.trim_start_matches('/')) else { return false };
+    let is_tag = |name: &str| name.len() == 4 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    match book.split('/').collect::<Vec<_>>()[..] {
+        ["netns" | "slots" | "network.lock"] => true,
+        ["slots", _slot] => fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0),
+        [tag] | [tag, "owner" | "owner.lock"] => is_tag(tag),
+        _ => false,
+    }
 }
 
 /// Our children that we did not start: the tests' orphans.
@@ -243,6 +257,25 @@ mod tests {
         assert_eq!(parent_in("12"), None);
         assert_eq!(links("head\nhead\n    lo: 0 0\n wv1: 1 1\n"), ["lo", "wv1"]);
         assert_eq!(mount_points("22 1 0:5 / /proc rw - proc proc rw\n"), ["/proc"]);
+    }
+
+    #[test]
+    fn only_the_books_stay() {
+        for (path, wanted) in [
+            ("/run/wrenn/netns", true),
+            ("/run/wrenn/slots", true),
+            ("/run/wrenn/network.lock", true),
+            ("/run/wrenn/ab12", true),
+            ("/run/wrenn/ab12/owner", true),
+            ("/run/wrenn/ab12/owner.lock", true),
+            ("/run/wrenn/ab12/sbx.sock", false),
+            ("/run/wrenn/netns/wrn-ab12-0", false),
+            ("/run/wrenn/forwarding.json", false),
+            ("/run/wrenn/slots/16000000", false),
+            ("/tmp/netns", false),
+        ] {
+            assert_eq!(stays(path), wanted, "{path}");
+        }
     }
 
     #[test]

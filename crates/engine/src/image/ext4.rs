@@ -1,7 +1,7 @@
 //! Making an ext4 image from a folder, in user space: `mke2fs -d`, nothing is mounted.
 //!
 //! Every parameter is given, so that neither this host's mke2fs.conf nor the version of e2fsprogs decides. The reserved
-//! descriptor blocks let the filesystem grow online to a terabyte; the inode tables are written now (they are zeros, and
+//! descriptor blocks let the filesystem grow online to a terabyte; the inode tables count as written (they are zeros, and
 //! the file is sparse), so that no guest does it in the background.
 
 use std::fs::OpenOptions;
@@ -29,6 +29,8 @@ const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetyp
 const UUID: &str = "77726e6e-0000-4000-8000-657874340001";
 /// 2025-01-01, as the files have it.
 const TIME: &str = "1735689600";
+/// debugfs repeats every command it is given.
+const DEBUGFS_OUTPUT_MAX: usize = 64 << 20;
 /// A Debian tree takes about two seconds.
 const TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
@@ -45,7 +47,7 @@ pub struct Room {
 
 /// Size of the filesystem and number of its inodes, for a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Geometry {
+struct Geometry {
     /// Bytes, a multiple of 4 MiB.
     pub bytes: u64,
     /// Inodes.
@@ -70,7 +72,7 @@ pub enum Ext4Error {
 }
 
 /// The geometry that holds a tree and leaves the room asked for.
-pub fn geometry(tree: &Summary, room: Room) -> Geometry {
+fn geometry(tree: &Summary, room: Room) -> Geometry {
     let content = tree.bytes + tree.bytes / 64 + room.journal.bytes() + room.free.bytes();
     let inodes_for = |bytes: u64| (bytes / BYTES_PER_INODE).max(tree.inodes * 2);
     // The tables are part of the size, and grow with it: one round is enough at 1/64.
@@ -79,8 +81,9 @@ pub fn geometry(tree: &Summary, room: Room) -> Geometry {
     Geometry { bytes, inodes: inodes_for(bytes) }
 }
 
-/// Makes the image file `image`, which must not exist, from the folder `tree`.
-pub async fn make(image: &Path, tree: &Path, geometry: Geometry, room: Room) -> Result<(), Ext4Error> {
+/// Makes the image file `image`, which must not exist, from the folder `tree`, which `summary` sums up.
+pub async fn make(image: &Path, tree: &Path, summary: &Summary, room: Room) -> Result<(), Ext4Error> {
+    let geometry = geometry(summary, room);
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(image);
     file.and_then(|file| file.set_len(geometry.bytes)).map_err(at("make the image", image))?;
     let failed = |source| Ext4Error::Mke2fs { bytes: geometry.bytes, source };
@@ -96,12 +99,30 @@ pub async fn make(image: &Path, tree: &Path, geometry: Geometry, room: Room) -> 
         .run()
         .await
         .map_err(failed)?;
+    Command::new("debugfs")
+        .args(["-w", "-f", "/dev/stdin"])
+        .arg(image)
+        .stdin(change_times(summary.inodes))
+        .stdout_max(DEBUGFS_OUTPUT_MAX)
+        .env("E2FSPROGS_FAKE_TIME", TIME)
+        .timeout(TIMEOUT)
+        .run()
+        .await
+        .map_err(failed)?;
     Ok(())
+}
+
+/// Commands for debugfs that set the time of change of every inode: no file has a settable one, so that mke2fs copied when
+/// the tree was built. It numbers inodes one after the other: the root folder is 2, lost+found 11, the rest follows.
+fn change_times(inodes: u64) -> String {
+    let last = 11 + inodes.saturating_sub(1);
+    let command = |inode: u64| format!("set_inode_field <{inode}> ctime @{TIME}\n");
+    std::iter::once(2).chain(11..=last).map(command).collect()
 }
 
 fn arguments(geometry: Geometry, room: Room) -> Vec<String> {
     let extended =
-        format!("lazy_itable_init=0,lazy_journal_init=0,resize={BLOCKS_MAX},root_owner=0:0,hash_seed={UUID},nodiscard");
+        format!("lazy_itable_init=0,lazy_journal_init=1,resize={BLOCKS_MAX},root_owner=0:0,hash_seed={UUID},nodiscard");
     let options = [
         ("-t", "ext4".to_owned()),
         ("-b", BLOCK.to_string()),
@@ -146,14 +167,16 @@ mod tests {
         std::fs::create_dir(&tree).unwrap();
         std::fs::write(tree.join("greeting"), "hello from ext4").unwrap();
         let image = folder.path().join("rootfs.ext4");
-        let geometry = geometry(&Summary { digest: String::new(), bytes: 8192, inodes: 2 }, ROOM);
-        make(&image, &tree, geometry, ROOM).await.unwrap();
+        let summary = Summary { digest: String::new(), bytes: 8192, inodes: 2 };
+        make(&image, &tree, &summary, ROOM).await.unwrap();
         let metadata = std::fs::metadata(&image).unwrap();
         assert_eq!(metadata.len(), 64 << 20);
         assert!(std::os::unix::fs::MetadataExt::blocks(&metadata) * 512 < 8 << 20, "not sparse");
         let found = Command::new("debugfs").args(["-R", "cat greeting"]).arg(&image).run().await.unwrap();
         assert_eq!(found.text(), "hello from ext4");
         Command::new("e2fsck").args(["-fn"]).arg(&image).run().await.unwrap();
+        let stat = Command::new("debugfs").args(["-R", "stat greeting"]).arg(&image).run().await.unwrap().text();
+        assert!(stat.contains("ctime: 0x67748580:"), "{stat}");
     }
 
     #[tokio::test]
@@ -162,8 +185,9 @@ mod tests {
         let tree = folder.path().join("tree");
         std::fs::create_dir(&tree).unwrap();
         std::fs::write(tree.join("big"), vec![1; 20 << 20]).unwrap();
-        let geometry = Geometry { bytes: 16 << 20, inodes: 100 };
-        let error = make(&folder.path().join("i"), &tree, geometry, ROOM).await.unwrap_err();
+        let summary = Summary { digest: String::new(), bytes: 4096, inodes: 2 };
+        let room = Room { least: Mib(16), free: Mib(0), ..ROOM };
+        let error = make(&folder.path().join("i"), &tree, &summary, room).await.unwrap_err();
         assert!(matches!(error, Ext4Error::Mke2fs { .. }), "{error:?}");
     }
 }

@@ -346,14 +346,13 @@ async fn make(
         move || tree::finish(&root)
     })
     .await?;
-    let geometry = ext4::geometry(&summary, recipe.room());
     let made = work.join("template");
     files::make_folder(&made)?;
-    ext4::make(&made.join(ROOTFS), &root, geometry, recipe.room()).await?;
+    ext4::make(&made.join(ROOTFS), &root, &summary, recipe.room()).await?;
     let id = files::hash_parts([
         &FORMAT.to_le_bytes()[..],
         summary.digest.as_bytes(),
-        format!("{geometry:?} {:?} {}", recipe.room(), ext4::FORMAT).as_bytes(),
+        format!("{:?} {}", recipe.room(), ext4::FORMAT).as_bytes(),
     ]);
     let (places, progress) = (places.clone(), progress.clone());
     blocking(move || publish(&places, &made, id[..ID_DIGITS].to_owned(), recipe, &progress)).await
@@ -496,4 +495,150 @@ async fn blocking<T: Send + 'static, E: Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
     tokio::task::spawn_blocking(work).await.expect("image work does not panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::Progress;
+    use crate::image::deb::tests::package;
+    use std::os::unix::fs::FileExt;
+
+    struct Instance {
+        _folder: tempfile::TempDir,
+        places: Places,
+    }
+
+    /// An instance whose downloads hold a package with a stand-in for busybox: what is asked of it is its list of names.
+    fn instance(names: &str) -> Instance {
+        let folder = tempfile::tempdir().unwrap();
+        let places = Places::new(folder.path());
+        let busybox = format!("#!/bin/sh\nprintf '{names}'\n");
+        let downloads = places.downloads();
+        files::make_folder(&downloads).unwrap();
+        let deb = downloads.join("new");
+        std::fs::write(&deb, package(".xz", &[("bin/busybox", busybox.as_bytes())])).unwrap();
+        let sha256 = files::hash_file(&deb, |_| ()).unwrap();
+        let package = apt::Package { name: minimal::PACKAGE.into(), version: "1".into(), sha256 };
+        std::fs::rename(&deb, package.path(&downloads)).unwrap();
+        files::write_json(&downloads.join("busybox-static.json"), &package).unwrap();
+        Instance { _folder: folder, places }
+    }
+
+    fn silent() -> Reporter {
+        fn nothing(_step: &str, _done: u64, _total: u64) {}
+        std::sync::Arc::new(nothing as fn(&str, u64, u64)) as std::sync::Arc<dyn Progress>
+    }
+
+    async fn minimal_of(host: &Instance) -> Template {
+        build(&host.places, Recipe::Minimal, false, &silent()).await.unwrap()
+    }
+
+    fn overwrite(path: &Path, byte: u8) {
+        files::set_mode(path, 0o600).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.write_at(&[byte], 40 << 20).unwrap();
+    }
+
+    #[tokio::test]
+    async fn root_a_template_is_built_once_and_found_by_name_and_id() {
+        assert!(rustix::process::geteuid().is_root(), "this test sets owners and needs root");
+        let host = instance("bin/sh\\nusr/bin/env\\n");
+        let made = minimal_of(&host).await;
+        let before = Identity::of(&made.rootfs).unwrap();
+        assert_eq!(minimal_of(&host).await, made);
+        assert_eq!(Identity::of(&made.rootfs).unwrap(), before, "built twice");
+        assert_eq!(find(&host.places, "minimal").unwrap(), made);
+        assert_eq!(find(&host.places, &made.id).unwrap(), made);
+        assert_eq!(list(&host.places).unwrap(), [made.clone()]);
+        assert_eq!(made.size_bytes, 64 << 20);
+        assert_eq!(files::hash_file(&made.rootfs, |_| ()).unwrap(), made.sha256);
+        assert_eq!(std::fs::read_dir(host.places.work()).unwrap().count(), 0, "the work folder was left behind");
+        let other = minimal_of(&instance("bin/sh\\nusr/bin/env\\n")).await;
+        assert_eq!((other.id, other.sha256), (made.id.clone(), made.sha256), "the same inputs, another image");
+        let other = minimal_of(&instance("bin/sh\\n")).await;
+        assert_ne!(other.id, made.id, "other inputs, the same id");
+    }
+
+    #[tokio::test]
+    async fn root_the_tree_has_a_user_applets_and_a_lean_profile() {
+        assert!(rustix::process::geteuid().is_root(), "this test sets owners and needs root");
+        let host = instance("bin/sh\\nusr/bin/env\\n");
+        let made = minimal_of(&host).await;
+        let look = async |request: &str| {
+            let run = crate::command::Command::new("debugfs").args(["-R", request]).arg(&made.rootfs).run();
+            run.await.unwrap().text()
+        };
+        assert!(look("cat /etc/passwd").await.contains("user:x:1000:1000:user:/home/user:/bin/sh\n"));
+        assert_eq!(look("cat /etc/profile").await, tree::PROFILE);
+        assert!(look("stat /home/user").await.contains("User:  1000   Group:  1000"));
+        assert!(look("stat /usr/bin/env").await.contains("Fast link dest: \"/bin/busybox\""));
+        assert!(look("stat /tmp").await.contains("Mode:  01777"));
+        assert!(look("stat /bin/busybox").await.contains("Mode:  0755"));
+    }
+
+    #[tokio::test]
+    async fn root_a_damaged_image_is_named_and_built_again() {
+        assert!(rustix::process::geteuid().is_root(), "this test sets owners and needs root");
+        let host = instance("bin/sh\\n");
+        let made = minimal_of(&host).await;
+        overwrite(&made.rootfs, 1);
+        let error = find(&host.places, "minimal").unwrap_err();
+        assert!(matches!(&error, TemplateError::HashMismatch { .. }), "{error}");
+        assert!(error.to_string().contains("wrenn template build --refresh minimal"), "{error}");
+        let whole = minimal_of(&host).await;
+        assert_eq!((&whole.id, &whole.sha256), (&made.id, &made.sha256));
+        find(&host.places, "minimal").unwrap();
+        let cut = std::fs::OpenOptions::new().write(true).open(&made.rootfs);
+        cut.unwrap().set_len((64 << 20) - 4096).unwrap();
+        let error = find(&host.places, "minimal").unwrap_err();
+        assert!(matches!(&error, TemplateError::WrongSize { wanted, found, .. } if wanted - found == 4096), "{error}");
+        minimal_of(&host).await;
+        find(&host.places, "minimal").unwrap();
+    }
+
+    #[tokio::test]
+    async fn root_what_an_interrupted_build_left_goes_with_the_next() {
+        assert!(rustix::process::geteuid().is_root(), "this test sets owners and needs root");
+        let host = instance("bin/sh\\n");
+        let left = host.places.work().join("build-1/root/etc");
+        std::fs::create_dir_all(&left).unwrap();
+        minimal_of(&host).await;
+        assert_eq!(std::fs::read_dir(host.places.work()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn root_builders_wait_for_each_other_and_build_once() {
+        assert!(rustix::process::geteuid().is_root(), "this test sets owners and needs root");
+        let host = instance("bin/sh\\n");
+        let (first, second) = tokio::join!(minimal_of(&host), minimal_of(&host));
+        assert_eq!(first, second);
+        assert_eq!(std::fs::read_dir(host.places.templates()).unwrap().count(), 2, "names.json and one folder");
+    }
+
+    #[test]
+    fn an_unknown_template_is_named_with_what_there_is_and_how_to_get_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = Places::new(folder.path());
+        let error = find(&places, "base").unwrap_err().to_string();
+        assert_eq!(error, "there is no template `base`; build it: `wrenn template build base`");
+        files::make_folder(&places.templates()).unwrap();
+        files::write_json(&places.names(), &Names::from([("mine".to_owned(), "0".to_owned())])).unwrap();
+        let error = find(&places, "nope").unwrap_err().to_string();
+        assert_eq!(error, "there is no template `nope`; there are: mine");
+        for name in ["", "../x", ".hidden", "A", "a/b", &"a".repeat(65)] {
+            assert!(matches!(find(&places, name), Err(TemplateError::BadName(_))), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_one_error_with_the_space_it_takes() {
+        let places = Places::new(Path::new("/nowhere"));
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let file = TemplateError::File(files::at("write", Path::new("/nowhere/x"))(full()));
+        let explained = explain(&places, Recipe::Minimal, file);
+        assert!(matches!(&explained, TemplateError::DiskFull { needed: Mib(128), .. }), "{explained}");
+        let other = TemplateError::NotDebian;
+        assert!(matches!(explain(&places, Recipe::Base, other), TemplateError::NotDebian));
+    }
 }

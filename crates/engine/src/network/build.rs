@@ -24,7 +24,7 @@ use wrenn_sys::tap;
 use super::addresses::{self, Addresses, GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX, Ipv4Range, PEER, TAP, TAP_MAC};
 use super::links::{LinkIndex, Netlink};
 use super::slots::{Content, Record, SlotLock};
-use super::{BuildError, HostObject, Lease, NetworkError, Shared, forwarding, nft, rules};
+use super::{BuildError, HostObject, Lease, NetworkError, Shared, conntrack, forwarding, nft, rules};
 use crate::names::{Slot, SlotName, nft_table};
 
 /// Routes with at most this prefix are default routes in disguise (VPNs split 0/0 in two), not ranges in use.
@@ -86,9 +86,13 @@ impl Step {
 
     pub(super) fn remedy(self) -> &'static str {
         match self {
-            Self::Forwarding | Self::Namespace | Self::Settings => "; this needs root with CAP_SYS_ADMIN and CAP_NET_ADMIN",
+            Self::Forwarding | Self::Namespace | Self::Settings => {
+                "; this needs root with CAP_SYS_ADMIN and CAP_NET_ADMIN"
+            }
             Self::Tap => "; this needs /dev/net/tun (modprobe tun)",
-            Self::InnerRules | Self::HostRules => "; this needs nftables with inet, nat and conntrack (modprobe nf_tables nf_nat)",
+            Self::InnerRules | Self::HostRules => {
+                "; this needs nftables with inet, nat and conntrack (modprobe nf_tables nf_nat)"
+            }
             Self::Veth => "; this needs veth devices (modprobe veth)",
             Self::HostLinks | Self::InnerLinks => "",
         }
@@ -159,8 +163,7 @@ struct Claim {
 
 fn claim(shared: &Shared, wanted: Option<Slot>, resolver: Option<Ipv4Addr>) -> Result<Claim, NetworkError> {
     let _host = shared.slots.lock_host()?;
-    let mut netlink =
-        Netlink::open().map_err(|source| NetworkError::List { what: "links", source: source.into() })?;
+    let mut netlink = Netlink::open().map_err(|source| NetworkError::List { what: "links", source: source.into() })?;
     let (mut lock, addresses) = match wanted {
         Some(slot) => free_slot(shared, &mut netlink, slot)?,
         None => first_free_slot(shared, &mut netlink)?,
@@ -203,13 +206,8 @@ fn first_free_slot(shared: &Shared, netlink: &mut Netlink) -> Result<(SlotLock, 
 
 /// A route over a whole range meets every slot: no use in trying them all.
 fn covers_a_whole_range(shared: &Shared, error: &NetworkError) -> bool {
-    match error {
-        NetworkError::RangeConflict { route, .. } => {
-            route.covers(shared.config.links) || route.covers(shared.config.guests)
-        }
-        // Every other error is about one slot.
-        _ => false,
-    }
+    let NetworkError::RangeConflict { route, .. } = error else { return false };
+    route.covers(shared.config.links) || route.covers(shared.config.guests)
 }
 
 fn free_slot(shared: &Shared, netlink: &mut Netlink, slot: Slot) -> Result<(SlotLock, Addresses), NetworkError> {
@@ -346,9 +344,9 @@ fn host_rules(shared: &Shared, claim: &Claim) -> Result<(), BuildError> {
         return Ok(());
     }
     let held: Vec<_> = shared.state().held.iter().map(|(slot, resolver)| (*slot, *resolver)).collect();
-    let elements = held.into_iter().filter_map(|(slot, resolver)| {
-        Some(rules::admit(&shared.config.addresses(shared.tag, slot)?, resolver))
-    });
+    let elements = held
+        .into_iter()
+        .filter_map(|(slot, resolver)| Some(rules::admit(&shared.config.addresses(shared.tag, slot)?, resolver)));
     nft::apply(elements.fold(rules::outer(shared.tag), |text, elements| text + &elements))?;
     shared.state().table_ready = true;
     Ok(())
@@ -398,6 +396,9 @@ pub(super) fn take_down(
         let rules = remove_rules(shared, &mut lock, addresses, resolver);
         link.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).and(rules)
     })?;
+    if let Some(addresses) = addresses {
+        forget_connections(addresses);
+    }
     let _host = shared.slots.lock_host()?;
     if shared.slots.owned()?.iter().all(|(other, _)| *other == slot) {
         forwarding::restore(&shared.config.run_dir)?;
@@ -405,6 +406,16 @@ pub(super) fn take_down(
     // Last, because the kernel clears the namespace away afterwards, and holds up other changes of links meanwhile.
     remove_handle(&shared.netns_path(&name.netns()))?;
     Ok(lock.clear()?)
+}
+
+/// Best effort: entries that stay end by themselves, and a kernel may be built without a way to delete them.
+fn forget_connections(addresses: &Addresses) {
+    match conntrack::forget(addresses.peer) {
+        Ok(count) => tracing::debug!(slot = %addresses.name.slot, count, "forgot the sandbox's connections"),
+        Err(error) => {
+            tracing::warn!(slot = %addresses.name.slot, %error, "cannot delete the sandbox's tracked connections")
+        }
+    }
 }
 
 /// Does something to a veth that may be gone already.

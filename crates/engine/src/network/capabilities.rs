@@ -70,7 +70,8 @@ fn try_rules() -> Result<String, String> {
     let resolver = Some(addresses.host);
     let version = nft::version().map_err(|error| error.to_string())?;
     let script = rules::outer(tag) + &rules::admit(&addresses, resolver) + &rules::inner(&addresses, resolver);
-    nft::apply(script).map_err(|error| format!("{error}; the kernel needs nf_tables with inet, nat, ct, masquerade and reject"))?;
+    nft::apply(script)
+        .map_err(|error| format!("{error}; the kernel needs nf_tables with inet, nat, ct, masquerade and reject"))?;
     match nft::table(&nft_table(tag)) {
         Ok(Some(_)) => Ok(version),
         Ok(None) => Err("nft loaded the rules, but they are not there".to_owned()),
@@ -111,11 +112,13 @@ mod tests {
 
     #[test]
     fn a_dropping_forward_chain_of_others_is_found() {
-        let chain = |table: &str, hook: &str, policy: &str| {
-            serde_json::json!({"family": "ip", "table": table, "name": "FORWARD", "hook": hook, "policy": policy})
-        };
+        let chain = |table: &str, hook: &str, policy: &str| serde_json::json!({"family": "ip", "table": table, "name": "FORWARD", "hook": hook, "policy": policy});
         assert_eq!(forward_drop(&chain("filter", "forward", "drop")).as_deref(), Some("ip filter FORWARD"));
-        for other in [chain("filter", "forward", "accept"), chain("filter", "input", "drop"), chain("wrenn_abcd", "forward", "drop")] {
+        for other in [
+            chain("filter", "forward", "accept"),
+            chain("filter", "input", "drop"),
+            chain("wrenn_abcd", "forward", "drop"),
+        ] {
             assert_eq!(forward_drop(&other), None, "{other}");
         }
         assert_eq!(forward_drop(&serde_json::Value::Null), None);

@@ -78,7 +78,8 @@ impl Lease {
     /// can be attached at a time; closing it detaches. `owner` is a user who may attach to it by name.
     pub fn open_tap(&self, owner: Option<u32>) -> Result<OwnedFd, NetworkError> {
         let opened = self.netns.run(|| tap::open(TAP, owner));
-        let failed = |source: std::io::Error| NetworkError::Build { slot: self.slot(), step: Step::Tap, source: source.into() };
+        let failed =
+            |source: std::io::Error| NetworkError::Build { slot: self.slot(), step: Step::Tap, source: source.into() };
         opened.map_err(failed)?.map_err(failed)
     }
 
@@ -125,7 +126,9 @@ impl Drop for Lease {
                 state.reaping.retain(|thread| !thread.is_finished());
                 state.reaping.push(thread);
             }
-            Err(error) => tracing::warn!(%slot, %error, "no thread to take a dropped network down; the next sweep does"),
+            Err(error) => {
+                tracing::warn!(%slot, %error, "no thread to take a dropped network down; the next sweep does")
+            }
         }
     }
 }

@@ -14,17 +14,15 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+use rustix::io::Errno;
 
 use super::addresses::{Ipv4Range, Mac};
 
-/// Error numbers that mean something here.
-const ENODEV: i32 = 19;
-const ENETUNREACH: i32 = 101;
 /// `RTM_F_FIB_MATCH`: answer with the route that matched, not with the path a packet would take.
 const RTM_F_FIB_MATCH: u32 = 0x2000;
 
@@ -59,10 +57,8 @@ impl Netlink {
     /// Makes a veth pair: `name` here, `peer` in the namespace `netns`. Fails with `AlreadyExists`.
     pub fn add_veth(&mut self, name: &str, peer: &str, netns: impl AsFd) -> io::Result<()> {
         let mut inner = LinkMessage::default();
-        inner.attributes = vec![
-            LinkAttribute::IfName(peer.to_owned()),
-            LinkAttribute::NetNsFd(netns.as_fd().as_raw_fd()),
-        ];
+        inner.attributes =
+            vec![LinkAttribute::IfName(peer.to_owned()), LinkAttribute::NetNsFd(netns.as_fd().as_raw_fd())];
         let mut outer = LinkMessage::default();
         outer.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
@@ -80,7 +76,7 @@ impl Netlink {
         request.attributes = vec![LinkAttribute::IfName(name.to_owned())];
         match self.request(RouteNetlinkMessage::GetLink(request), 0) {
             Ok(answers) => Ok(answers.into_iter().find_map(|answer| link(answer).map(|(index, _)| index))),
-            Err(error) if error.raw_os_error() == Some(ENODEV) => Ok(None),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NODEV) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -122,8 +118,7 @@ impl Netlink {
         request.header.family = AddressFamily::Inet;
         request.header.prefix_len = prefix;
         request.header.index = index.0;
-        request.attributes =
-            vec![AddressAttribute::Local(address.into()), AddressAttribute::Address(address.into())];
+        request.attributes = vec![AddressAttribute::Local(address.into()), AddressAttribute::Address(address.into())];
         self.change(RouteNetlinkMessage::NewAddress(request), NLM_F_CREATE | NLM_F_EXCL)
     }
 
@@ -169,9 +164,11 @@ impl Netlink {
         request.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(address))];
         match self.request(RouteNetlinkMessage::GetRoute(request), 0) {
             Ok(answers) => Ok(answers.into_iter().find_map(route)),
-            Err(error) if error.raw_os_error() == Some(ENETUNREACH) => Ok(None),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NETUNREACH) => Ok(None),
             // A route that says unreachable, prohibited or blackhole is a route; the kernel does not say which one.
-            Err(error) if matches!(error.raw_os_error(), Some(113 | 13 | 22)) => {
+            Err(error)
+                if matches!(Errno::from_io_error(&error), Some(Errno::HOSTUNREACH | Errno::ACCESS | Errno::INVAL)) =>
+            {
                 Ok(Some(Covering { destination: Ipv4Range::around(address, 32), link: None }))
             }
             Err(error) => Err(error),
@@ -181,7 +178,7 @@ impl Netlink {
     fn change_if_there(&mut self, message: RouteNetlinkMessage) -> io::Result<bool> {
         match self.change(message, 0) {
             Ok(()) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(ENODEV) => Ok(false),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NODEV) => Ok(false),
             Err(error) => Err(error),
         }
     }

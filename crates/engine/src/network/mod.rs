@@ -27,6 +27,7 @@ pub mod addresses;
 mod build;
 mod capabilities;
 mod connect;
+mod conntrack;
 pub mod forwarding;
 mod lease;
 pub mod links;
@@ -68,13 +69,18 @@ pub enum NetworkError {
     #[error("cannot lease a network slot")]
     Slots(#[from] SlotError),
     /// All slots of the host are taken.
-    #[error("all {slots} network slots of this host are taken; destroy sandboxes, or widen the ranges in the configuration")]
+    #[error(
+        "all {slots} network slots of this host are taken; destroy sandboxes, or widen the ranges in the configuration"
+    )]
     NoFreeSlot {
         /// How many there are.
         slots: u16,
     },
     /// Something has a name that would be ours.
-    #[error("network slot {slot} is taken: {object} exists already and is not in use by this instance; {}", sweep::REMEDY)]
+    #[error(
+        "network slot {slot} is taken: {object} exists already and is not in use by this instance; {}",
+        sweep::REMEDY
+    )]
     SlotTaken {
         /// The slot.
         slot: Slot,

@@ -57,7 +57,9 @@ fn unavailable(cause: String) -> Dns {
 
 fn usable(address: &IpAddr) -> Option<Ipv4Addr> {
     match address {
-        IpAddr::V4(v4) if !v4.is_loopback() && !v4.is_unspecified() && !v4.is_multicast() && !v4.is_broadcast() => Some(*v4),
+        IpAddr::V4(v4) if !v4.is_loopback() && !v4.is_unspecified() && !v4.is_multicast() && !v4.is_broadcast() => {
+            Some(*v4)
+        }
         IpAddr::V4(_) | IpAddr::V6(_) => None,
     }
 }

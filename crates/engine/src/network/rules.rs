@@ -46,7 +46,8 @@ pub fn inner(addresses: &Addresses, resolver: Option<Ipv4Addr>) -> String {
     let dns_out = resolver.map(|resolver| {
         format!("iifname \"{TAP}\" ip daddr {GATEWAY} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {resolver}")
     });
-    let dns_pass = resolver.map(|resolver| format!("ip daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept"));
+    let dns_pass =
+        resolver.map(|resolver| format!("ip daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept"));
     let (dns_out, dns_pass) = (dns_out.unwrap_or_default(), dns_pass.unwrap_or_default());
     format!(
         r#"table inet {INNER_TABLE} {{
@@ -113,7 +114,9 @@ add element inet {table} denied {{ {denied} }}
         ("forward", "filter", "forward", "filter"),
         ("outgoing", "nat", "postrouting", "srcnat"),
     ] {
-        text += &format!("add chain inet {table} {chain} {{ type {kind} hook {hook} priority {priority}; policy accept; }}\n");
+        text += &format!(
+            "add chain inet {table} {chain} {{ type {kind} hook {hook} priority {priority}; policy accept; }}\n"
+        );
         text += &format!("flush chain inet {table} {chain}\n");
     }
     for (chain, rule) in outer_rules(&veths) {

@@ -14,7 +14,8 @@ use super::slots::Content;
 use super::{BuildError, NetworkError, Shared, build, forwarding, nft};
 use crate::names::{Slot, SlotName, nft_table};
 
-pub(super) const REMEDY: &str = "if a crashed wrenn left it, the next start of that instance removes it; else remove it by hand";
+pub(super) const REMEDY: &str =
+    "if a crashed wrenn left it, the next start of that instance removes it; else remove it by hand";
 
 /// An object of an instance on the host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -24,12 +24,13 @@ use wrenn_proto::envd::process::{
 use wrenn_proto::envd::{NONCE_HEADER, SIGNATURE_HEADER, TOKEN_HEADER, host_call_message};
 use wrenn_sys::spawn::{Child, Spawn};
 
-pub const ID: &str = "sb0123456789abcdefgh";
 pub const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
-/// One running envd; dropping it ends it and everything it started.
+/// One running envd; dropping it ends it and everything it started, by whatever parent.
 pub struct Envd {
     child: Child,
+    /// No other envd has it: it is in the environment of everything that this one starts.
+    pub id: String,
     pub address: SocketAddr,
     key: SigningKey,
     nonce: AtomicU64,
@@ -80,12 +81,14 @@ impl Envd {
     }
 
     pub fn with_args(args: &[&str]) -> Self {
+        static STARTED: AtomicU64 = AtomicU64::new(0);
         let key = SigningKey::from_bytes(&[42; 32]);
+        let id = format!("sb{:010}{:08}", std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let stderr =
             File::options().write(true).open("/dev/stderr").or_else(|_| File::options().write(true).open("/dev/null"));
         let child = Spawn::new(env!("CARGO_BIN_EXE_envd"))
-            .args(["--port", "0", "--address", "127.0.0.1", "--id", ID, "--key"])
+            .args(["--port", "0", "--address", "127.0.0.1", "--id", &id, "--key"])
             .arg(hex::encode(key.verifying_key().as_bytes()))
             .args(args.iter().copied())
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
@@ -99,7 +102,7 @@ impl Envd {
         let mut line = String::new();
         BufReader::new(File::from(read)).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("envd: listening on ").expect("the line of a started envd");
-        Self { child, address: address.parse().unwrap(), key, nonce: AtomicU64::new(1) }
+        Self { child, id, address: address.parse().unwrap(), key, nonce: AtomicU64::new(1) }
     }
 
     /// An envd with a token.
@@ -129,7 +132,7 @@ impl Envd {
     }
 
     pub async fn signed(&self, path: &str, nonce: u64, body: &str) -> Answer {
-        let signature = self.key.sign(&host_call_message(ID, nonce, path, body.as_bytes()));
+        let signature = self.key.sign(&host_call_message(&self.id, nonce, path, body.as_bytes()));
         let signature = STANDARD.encode(signature.to_bytes());
         let headers = [(NONCE_HEADER, nonce.to_string()), (SIGNATURE_HEADER, signature)];
         let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -184,20 +187,26 @@ impl Envd {
 
 impl Drop for Envd {
     fn drop(&mut self) {
-        // First who might start more, then what it started: every one leads a group.
-        let children = children(self.child.pid());
+        // First who might start more.
         self.child.signal(Signal::KILL).ok();
-        for pid in children {
-            rustix::process::kill_process_group(Pid::from_raw(pid).unwrap(), Signal::KILL).ok();
-        }
         self.child.wait().ok();
+        // A process of the last moment may start another before it ends.
+        while !kill_all_with(&format!("E2B_SANDBOX_ID={}", self.id)) {}
     }
 }
 
-fn children(pid: u32) -> Vec<i32> {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect()
+/// Kills every process with this line in its environment; true when there was none.
+fn kill_all_with(line: &str) -> bool {
+    let mut found = false;
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        let pid = entry.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?));
+        if let Some(pid) = pid.filter(|_| environment.split(|byte| *byte == 0).any(|known| known == line.as_bytes())) {
+            found = true;
+            rustix::process::kill_process(pid, Signal::KILL).ok();
+        }
+    }
+    !found
 }
 
 fn parse_answer(answer: &[u8]) -> Answer {

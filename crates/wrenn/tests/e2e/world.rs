@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long anything that is waited for may take; under emulation on a busy machine a boot takes up to 15 s.
@@ -303,10 +303,4 @@ impl Host {
         let new = now.lines.iter().filter(|line| !self.lines.contains(line)).map(|line| format!("+ {line}"));
         gone.chain(new).collect()
     }
-}
-
-/// Whether a process ended with this signal.
-pub fn killed_by(status: ExitStatus, number: i32) -> bool {
-    use std::os::unix::process::ExitStatusExt as _;
-    status.signal() == Some(number)
 }
