@@ -9,13 +9,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use wrenn_engine::names::{SandboxId, Slot};
+use wrenn_engine::names::{SandboxId, Slot, SlotName};
 use wrenn_engine::network::NetworkError;
 use wrenn_engine::vmm::Shim;
 use wrenn_sys::process::Identity;
 
 use crate::host::Host;
-use crate::instance::{Instance, InstanceError, Places, io_error};
+use crate::instance::{Instance, InstanceError, Places, RUN_DIR, io_error};
 use crate::lock::Lock;
 use crate::manifest::Manifest;
 use crate::sandbox::Parts;
@@ -80,17 +80,17 @@ fn sweep_sandbox(instance: &Instance, id: &SandboxId) -> Result<bool, InstanceEr
     let Some(_lock) = Lock::try_acquire(&lock_path).map_err(io_error("lock", &lock_path))? else {
         return Ok(false);
     };
-    end_vm(&places);
+    end_vm(instance, &places);
     Parts::remove_folders(&places);
     Ok(true)
 }
 
-/// Ends shim and VMM. The shim is asked first; whatever still runs as the slot's user, or with the sandbox's spec as its
-/// argument, is killed: a shim that is stuck, and one that did not listen yet.
-fn end_vm(places: &Places) {
+/// Ends shim and VMM. The shim is asked first; what still has the sandbox's spec as its argument (a shim that is stuck, or
+/// one that did not listen yet), or runs as the slot's user in the slot's namespace, is killed.
+fn end_vm(instance: &Instance, places: &Places) {
     Shim::at(&places.shim_socket()).end();
-    let uid = match Manifest::read(&places.manifest()) {
-        Ok(manifest) => manifest.and_then(|manifest| manifest.slot).map(|slot| slot.vmm_uid()),
+    let vmm = match Manifest::read(&places.manifest()) {
+        Ok(manifest) => manifest.and_then(|manifest| manifest.slot).and_then(|slot| VmmTraits::of(instance, slot)),
         Err(error) => {
             tracing::warn!(%error, "the manifest of an orphan cannot be read; its VM is found by its shim alone");
             None
@@ -98,7 +98,7 @@ fn end_vm(places: &Places) {
     };
     let deadline = Instant::now() + END_LIMIT;
     loop {
-        let left = processes(&places.shim_spec(), uid);
+        let left = processes(&places.shim_spec(), vmm.as_ref());
         if left.is_empty() {
             return;
         }
@@ -111,19 +111,45 @@ fn end_vm(places: &Places) {
     }
 }
 
+/// By what a slot's VMM is told from every other process.
+struct VmmTraits {
+    uid: u32,
+    /// Device and inode of the network namespace.
+    netns: (u64, u64),
+}
+
+impl VmmTraits {
+    /// `None` when the namespace is gone: then no VMM was started in it, or its shim was ended in order.
+    fn of(instance: &Instance, slot: Slot) -> Option<Self> {
+        let name = SlotName { tag: instance.tag(), slot }.netns();
+        let netns = file_identity(&Path::new(RUN_DIR).join("netns").join(name))?;
+        Some(Self { uid: slot.vmm_uid(), netns })
+    }
+
+    fn fit(&self, pid: u32) -> bool {
+        runs_as(pid, self.uid) && file_identity(Path::new(&format!("/proc/{pid}/ns/net"))) == Some(self.netns)
+    }
+}
+
+fn file_identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    // What is not there, or is a process that ends while it is looked at, fits nothing.
+    std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
 fn kill(process: &Identity) {
     if let Err(error) = process.signal(Signal::KILL) {
         tracing::warn!(?process, %error, "cannot kill a process of an orphaned sandbox");
     }
 }
 
-/// The living processes that run as `uid` or have `spec` as an argument.
-fn processes(spec: &Path, uid: Option<u32>) -> Vec<Identity> {
+/// The living processes that have `spec` as an argument, or are the VMM.
+fn processes(spec: &Path, vmm: Option<&VmmTraits>) -> Vec<Identity> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| has_argument(*pid, spec) || uid.is_some_and(|uid| runs_as(*pid, uid)))
+        .filter(|pid| has_argument(*pid, spec) || vmm.is_some_and(|vmm| vmm.fit(*pid)))
         .filter_map(|pid| Identity::read(pid).ok())
         .filter(|process| process.is_alive().unwrap_or(false))
         .collect()

@@ -78,7 +78,7 @@ pub const READERS_MAX: usize = 64;
 pub const PIPE_BYTES: usize = 256 * 1024;
 
 /// How long a finished process's streams may be silent, with somebody else holding them open, before they count as done.
-pub const DRAIN_SILENCE: Duration = Duration::from_millis(30);
+pub const DRAIN_SILENCE: Duration = Duration::from_millis(100);
 
 /// How long they are listened to in all.
 pub const DRAIN_TIME_MAX: Duration = Duration::from_millis(500);

@@ -3,7 +3,7 @@
 //! While the process runs its streams are read as they come, for as long as the log has room. After it has ended:
 //! - a stream that nobody holds open any more is read to its end, however long a reader takes;
 //! - of a stream that others still hold (`sleep 1000 & echo hi`) everything that was written before the end is read, and
-//!   then what still comes, until it is silent for 30 ms, or 500 ms have passed. What comes later is lost: nobody waits
+//!   then what still comes, until it is silent for 100 ms, or 500 ms have passed. What comes later is lost: nobody waits
 //!   for a background process that nobody waits for.
 
 use std::io;
@@ -148,5 +148,85 @@ impl Sources {
             return Poll::Ready(());
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant as Clock;
+
+    use super::*;
+    use crate::envd::process::log::{End, Item, Pool, Reader};
+    use crate::envd::watch::watch;
+    use rustix::fs::OFlags;
+    use rustix::pipe::PipeFlags;
+
+    /// A stream, and the end that somebody still holds.
+    fn stream() -> (Sources, OwnedFd) {
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+        rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK).unwrap();
+        let read = Arc::new(watch(read, tokio::io::Interest::READABLE).unwrap());
+        (Sources::new(vec![Source::new(Stream::Stdout, read)]), write)
+    }
+
+    fn log() -> (Arc<Log>, Reader) {
+        let log = Pool::new(limits::RINGS_BYTES_MAX).log();
+        let reader = log.attach(Some(0)).unwrap();
+        (log, reader)
+    }
+
+    async fn text(log: &Log, mut reader: Reader) -> String {
+        log.finish(End::Exited(0));
+        let mut bytes = Vec::new();
+        while let Item::Output(piece) = reader.next().await {
+            bytes.extend_from_slice(&piece.bytes);
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[tokio::test]
+    async fn somebody_who_writes_a_moment_later_is_heard() {
+        let ((sources, write), (log, reader)) = (stream(), log());
+        rustix::io::write(&write, b"before ").unwrap();
+        let late = async { rustix::io::write(&write, b"late").unwrap() };
+        tokio::join!(sources.drain(&log), late);
+        assert_eq!(text(&log, reader).await, "before late");
+    }
+
+    #[tokio::test]
+    async fn a_stream_held_in_silence_or_flooded_ends_soon() {
+        let ((sources, write), (log, reader)) = (stream(), log());
+        let begun = Clock::now();
+        sources.drain(&log).await;
+        assert!(begun.elapsed() >= limits::DRAIN_SILENCE);
+        assert_eq!(text(&log, reader).await, "");
+        drop(write);
+
+        let ((sources, write), (log, _)) = (stream(), self::log());
+        rustix::fs::fcntl_setfl(&write, OFlags::NONBLOCK).unwrap();
+        let begun = Clock::now();
+        let flood = async {
+            loop {
+                // A full pipe is the point.
+                rustix::io::write(&write, &[0; 4096]).ok();
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = sources.drain(&log) => {}
+            () = flood => {}
+        }
+        assert!(begun.elapsed() >= limits::DRAIN_TIME_MAX);
+    }
+
+    #[tokio::test]
+    async fn an_abandoned_stream_is_read_to_its_end_at_once() {
+        let ((sources, write), (log, reader)) = (stream(), log());
+        rustix::io::write(&write, b"all of it").unwrap();
+        drop(write);
+        let begun = Clock::now();
+        sources.drain(&log).await;
+        assert!(begun.elapsed() < limits::DRAIN_SILENCE, "{:?}", begun.elapsed());
+        assert_eq!(text(&log, reader).await, "all of it");
     }
 }
