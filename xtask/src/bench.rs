@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::cargo;
 use crate::ui::Step;
+use crate::{cargo, test};
 
 mod measures;
 mod report;
@@ -88,6 +88,8 @@ pub fn run(args: &Args) -> Result<()> {
         let names: Vec<&str> = measures::MEASURES.iter().map(|measure| measure.name).collect();
         bail!("no measurement's name holds `{}`; there are: {}", args.only, names.join(", "));
     }
+    // Measured where tests run: sandboxes make networks, and this host's own is not to be touched.
+    test::enter_isolation()?;
     let series = take(&bench, &chosen, args.rounds)?;
     let report = Report::new(&series, measures::RATIOS);
     print!("{}", report.table());

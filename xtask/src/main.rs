@@ -1,7 +1,7 @@
 //! Automation of the Wrenn project, in Rust: `cargo xtask COMMAND`.
 //!
 //! [`setup`] makes the machine ready, [`build`] makes the one binary, [`demo`] shows it; [`check`] holds the code to
-//! its rules, [`test`] runs everything that must pass, [`bench`] measures. [`process`] alone starts programs.
+//! its rules, [`mod@test`] runs everything that must pass, [`mod@bench`] measures. [`process`] alone starts programs.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,7 @@
 //! The one place where xtask starts programs: each has a deadline, and an error names the program and what it said.
 //!
-//! Children stay in xtask's process group, so that Ctrl-C on a terminal ends them all.
+//! Children stay in xtask's process group, so that Ctrl-C on a terminal ends them all. Where xtask has become the subreaper
+//! of what it starts, it owes orphans what an init does: [`adopt_orphans`] collects those that end.
 #![expect(clippy::disallowed_methods, reason = "this is the one runner of xtask; the engine's is engine::command")]
 
 use std::collections::VecDeque;
@@ -10,12 +11,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 
 /// How long a program may run unless its caller says otherwise.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(60);
@@ -155,7 +157,10 @@ impl Job {
             command.current_dir(dir);
         }
         streams(&mut command);
-        command.spawn().with_context(|| format!("cannot start `{}`", self.line()))
+        let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+        let child = command.spawn().with_context(|| format!("cannot start `{}`", self.line()))?;
+        started.push(child.id());
+        Ok(child)
     }
 
     /// Runs with stderr (and stdout, unless `stdout` is a pipe of its own) in one pipe, until both are closed.
@@ -216,6 +221,49 @@ impl Job {
         }
         child.wait().with_context(|| format!("cannot wait for `{}`", self.program))?;
         Ok(())
+    }
+}
+
+/// The programs that jobs have started: their ends belong to their jobs. A number stays here after its end, which only
+/// means that an orphan of the same number would not be collected.
+static STARTED: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// How often ended orphans are looked for.
+const ORPHANS_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Becomes the subreaper of everything started from here on, and collects orphans that end for as long as xtask runs.
+pub fn adopt_orphans() -> Result<()> {
+    let lists = format!("/proc/self/task/{}/children", rustix::process::getpid());
+    ensure!(Path::new(&lists).exists(), "this kernel does not list a process's children (CONFIG_PROC_CHILDREN)");
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("cannot become the subreaper")?;
+    std::thread::spawn(|| {
+        loop {
+            collect_orphans();
+            std::thread::sleep(ORPHANS_INTERVAL);
+        }
+    });
+    Ok(())
+}
+
+/// Our children that no job has started.
+pub fn orphans() -> Vec<i32> {
+    let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let pids: Vec<i32> = lists.flat_map(|list| numbers(&list)).collect();
+    pids.into_iter().filter(|pid| !started.contains(&pid.cast_unsigned())).collect()
+}
+
+fn numbers(list: &str) -> Vec<i32> {
+    list.split_whitespace().filter_map(|number| number.parse().ok()).collect()
+}
+
+fn collect_orphans() {
+    for pid in orphans().into_iter().filter_map(Pid::from_raw) {
+        // It is our child and no job waits for it. One that lives on is left alone, an error means that it was collected.
+        match waitpid(Some(pid), WaitOptions::NOHANG) {
+            Ok(_) | Err(_) => {}
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::mount::{MountFlags, mount};
 
 use crate::build::Profile;
-use crate::process::Job;
+use crate::process::{self, Job};
 use crate::setup::{self, Scope};
 use crate::ui::Step;
 use crate::{build, cargo, check, demo};
@@ -96,8 +96,7 @@ fn run_isolated(args: &Args, data: &Path) -> Result<ExitCode> {
 ///
 /// The program's output is passed on as it comes; its summary is held back until the sweep is done, so that it is last.
 pub fn isolated(command: &[String]) -> Result<ExitCode> {
-    let made = fs::create_dir_all(RUN_DIR).with_context(|| format!("cannot make {RUN_DIR}"));
-    made.and_then(|()| enter_isolation())?;
+    enter_isolation()?;
     let before = World::observe()?;
     let (program, args) = command.split_first().context("no test program given")?;
     let mut summary = Summary::default();
@@ -115,12 +114,13 @@ pub fn isolated(command: &[String]) -> Result<ExitCode> {
     Ok(if status.success() && leaks.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn enter_isolation() -> Result<()> {
-    // Still the only thread: all that follows is in the new namespaces.
+/// Moves the main thread, and so everything it starts from here on, to a network and a `/run/wrenn` of its own.
+pub fn enter_isolation() -> Result<()> {
+    fs::create_dir_all(RUN_DIR).with_context(|| format!("cannot make {RUN_DIR}"))?;
     wrenn_sys::netns::leave_host_network(true).context("cannot leave the host's network and mounts (root?)")?;
     wrenn_sys::loopback::up().context("cannot bring loopback up")?;
     mount("tmpfs", RUN_DIR, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755"))
         .with_context(|| format!("cannot mount a {RUN_DIR} of its own"))?;
     // Whoever the tests orphan becomes our child, and so can be found and ended.
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("cannot become the subreaper")
+    process::adopt_orphans()
 }

@@ -54,11 +54,7 @@ pub fn zero_memory(instance: &Instance, memory: Mib) -> Result<File, InstanceErr
 }
 
 /// Makes the file `path` with what `fill` writes, whole or not at all; one that is there already is right.
-fn place(
-    path: &Path,
-    mode: u32,
-    fill: impl FnOnce(&mut File) -> std::io::Result<()>,
-) -> Result<(), InstanceError> {
+fn place(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<(), InstanceError> {
     if path.exists() {
         return Ok(());
     }

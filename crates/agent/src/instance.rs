@@ -42,7 +42,9 @@ pub const RUN_DIR: &str = "/run/wrenn";
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
     /// Only root may make networks and jails.
-    #[error("sandboxes need root (for network namespaces, TAPs and users of their own); run this as root, or with sudo")]
+    #[error(
+        "sandboxes need root (for network namespaces, TAPs and users of their own); run this as root, or with sudo"
+    )]
     NotRoot,
     /// A file operation failed.
     #[error("cannot {step} {path}")]

@@ -61,7 +61,10 @@ fn main() -> ExitCode {
     match run() {
         Ok(never) => match never {},
         Err(error) => {
-            eprintln!("envd: {error}{}", std::error::Error::source(&error).map_or(String::new(), |cause| format!(": {cause}")));
+            eprintln!(
+                "envd: {error}{}",
+                std::error::Error::source(&error).map_or(String::new(), |cause| format!(": {cause}"))
+            );
             ExitCode::FAILURE
         }
     }

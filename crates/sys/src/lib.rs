@@ -5,12 +5,12 @@
 
 pub mod ext4;
 pub mod fds;
-pub mod malloc;
-pub mod process;
-pub mod loopback;
 pub mod kvm;
+pub mod loopback;
+pub mod malloc;
+pub mod netns;
+pub mod process;
 pub mod signals;
 pub mod spawn;
-pub mod netns;
 pub mod tap;
 pub mod tsc;

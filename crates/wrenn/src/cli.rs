@@ -49,9 +49,11 @@ pub enum Verb {
 /// Exit codes: the command's own; 128+n when signal n ended it; 124 after --timeout; 125 when Wrenn failed;
 /// 126 when the command cannot be executed; 127 when it does not exist; 130 or 143 after Ctrl-C or SIGTERM.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: the command's own; 128+n when signal n ended it; 124 after --timeout; 125 when Wrenn \
+#[command(
+    after_help = "Exit codes: the command's own; 128+n when signal n ended it; 124 after --timeout; 125 when Wrenn \
                         itself failed; 126 when the command cannot be executed; 127 when it does not exist; 130 or 143 \
-                        after Ctrl-C or SIGTERM.")]
+                        after Ctrl-C or SIGTERM."
+)]
 pub struct RunArgs {
     /// Template to start from; see `wrenn template ls`.
     #[arg(short, long, default_value = "minimal")]

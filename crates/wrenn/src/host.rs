@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use wrenn_agent::host::{Host, install_shim};
-use wrenn_agent::instance::Instance;
+use wrenn_agent::instance::{Instance, RUN_DIR};
 use wrenn_engine::image::ImageStore;
 use wrenn_engine::network::{Network, NetworkConfig};
 use wrenn_engine::probe::{self, Depth, Options, StorageKind, VmmKind, Wishes};
@@ -19,8 +19,8 @@ use wrenn_engine::vmm::qemu::Qemu;
 use crate::cli::Programs;
 use crate::embedded;
 
-/// How long the CPU's time stamp counter is measured; it happens while the host is looked at.
-const TSC_WINDOW: Duration = Duration::from_millis(20);
+/// How long the CPU's time stamp counter is measured.
+const TSC_WINDOW: Duration = Duration::from_millis(50);
 
 /// What the probe is asked about.
 pub fn options(dir: &Path, programs: &Programs, depth: Depth) -> Options {
@@ -43,7 +43,6 @@ pub async fn open(dir: &Path, programs: &Programs) -> Result<Host> {
     let shim = embedded::SHIM.context(NOT_EMBEDDED)?;
     let instance = Instance::open(dir)?;
     let images = open_images(dir)?;
-    let tsc = std::thread::spawn(|| wrenn_sys::tsc::khz(TSC_WINDOW));
     let capabilities = probe::look(&options(dir, programs, Depth::Choose)).await;
     let chosen = capabilities.choose(&Wishes::default())?;
     let storage: Arc<dyn Storage> = match chosen.storage.value {
@@ -53,9 +52,8 @@ pub async fn open(dir: &Path, programs: &Programs) -> Result<Host> {
     let vmm: Box<dyn Vmm> = match chosen.vmm.value {
         VmmKind::Qemu => {
             let found = capabilities.qemu().context("QEMU was chosen but is not there")?;
-            // A thread that only reads a counter does not panic; without its answer the guest measures for itself.
-            let tsc_khz = tsc.join().ok().flatten();
-            Box::new(Qemu::new(found.path.clone(), found.version.to_string(), chosen.accel.value, tsc_khz))
+            let version = found.version.to_string();
+            Box::new(Qemu::new(found.path.clone(), version, chosen.accel.value, tsc_khz()))
         }
         VmmKind::Firecracker => bail!("the Firecracker driver is not in this version of Wrenn"),
     };
@@ -74,6 +72,19 @@ pub async fn open(dir: &Path, programs: &Programs) -> Result<Host> {
 pub fn open_images(dir: &Path) -> Result<ImageStore> {
     let guest = embedded::ENVD.context(NOT_EMBEDDED)?;
     Ok(ImageStore::open(dir, guest)?)
+}
+
+/// The rate of the CPU's time stamp counter; measured once after each boot of the host, then read from /run.
+fn tsc_khz() -> Option<u64> {
+    let record = Path::new(RUN_DIR).join("tsc-khz");
+    let known = std::fs::read_to_string(&record).ok().and_then(|text| text.trim().parse().ok());
+    known.or_else(|| {
+        let khz = wrenn_sys::tsc::khz(TSC_WINDOW)?;
+        if let Err(error) = std::fs::write(&record, khz.to_string()) {
+            tracing::debug!(%error, "the rate of the time stamp counter will be measured again");
+        }
+        Some(khz)
+    })
 }
 
 const NOT_EMBEDDED: &str = "this wrenn was built without its guest; build it with `cargo xtask build`";

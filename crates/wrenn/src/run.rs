@@ -334,7 +334,7 @@ fn millis(took: Duration) -> f64 {
 
 fn timing_table(timings: &[Timing]) -> String {
     let total: Duration = timings.iter().map(|timing| timing.took).sum();
-    let row = |name: &str, took: Duration| format!("{name:<10} {:>10.1} ms\n", took.as_secs_f64() * 1e3);
+    let row = |name: &str, took: Duration| format!("{name:<12} {:>10.1} ms\n", took.as_secs_f64() * 1e3);
     let rows: String = timings.iter().map(|timing| row(timing.phase, timing.took)).collect();
     format!("{rows}{}", row("total", total))
 }

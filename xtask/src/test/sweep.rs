@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::RUN_DIR;
 use crate::cargo;
-use crate::process::{Job, find_program};
+use crate::process::{self, Job, find_program};
 
 /// How long the kernel may take to finish what it does on its own: a network namespace ends asynchronously.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -89,7 +89,6 @@ impl World {
 pub fn wait_until_clean(before: &World) -> Result<Vec<Thing>> {
     let until = Instant::now() + SETTLE;
     loop {
-        reap();
         let left = World::observe()?.beyond(before);
         if left.is_empty() || Instant::now() >= until {
             end_processes(&left);
@@ -142,21 +141,18 @@ fn stays(path: &str) -> bool {
     }
 }
 
-/// Our children that we did not start: the tests' orphans.
+/// The tests' orphans, but for those that have ended.
 fn orphans() -> Vec<Thing> {
-    let myself = rustix::process::getpid().as_raw_nonzero().get();
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter_map(|pid| {
+    let living = process::orphans().into_iter().filter_map(|pid| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        (parent_in(&stat)? == myself).then(|| Thing::Process { pid, command: command_of(pid, &stat) })
-    })
-    .collect()
+        (state_in(&stat)? != "Z").then(|| Thing::Process { pid, command: command_of(pid, &stat) })
+    });
+    living.collect()
 }
 
-/// The parent in `/proc/PID/stat`: the second field after the command's closing parenthesis.
-fn parent_in(stat: &str) -> Option<i32> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+/// The state in `/proc/PID/stat`: what follows the command's closing parenthesis.
+fn state_in(stat: &str) -> Option<&str> {
+    stat.rsplit_once(')')?.1.split_whitespace().next()
 }
 
 fn command_of(pid: i32, stat: &str) -> String {
@@ -164,11 +160,6 @@ fn command_of(pid: i32, stat: &str) -> String {
     let text = String::from_utf8_lossy(&arguments).replace('\0', " ");
     let shown = if text.is_empty() { stat } else { &text };
     shown.trim().chars().take(200).collect()
-}
-
-/// Collects orphans that have ended: a zombie is no leak of theirs but a duty of ours.
-fn reap() {
-    while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
 }
 
 fn end_processes(left: &[Thing]) {
@@ -253,8 +244,8 @@ mod tests {
 
     #[test]
     fn reads_what_the_kernel_prints() {
-        assert_eq!(parent_in("12 (a) b) S 7 12 12 0"), Some(7));
-        assert_eq!(parent_in("12"), None);
+        assert_eq!(state_in("12 (a) b) S 7 12 12 0"), Some("S"));
+        assert_eq!(state_in("12"), None);
         assert_eq!(links("head\nhead\n    lo: 0 0\n wv1: 1 1\n"), ["lo", "wv1"]);
         assert_eq!(mount_points("22 1 0:5 / /proc rw - proc proc rw\n"), ["/proc"]);
     }

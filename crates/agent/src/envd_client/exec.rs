@@ -245,8 +245,7 @@ impl Input {
     /// Writes to the command's standard input; answers when all of it is written.
     pub async fn write(&self, bytes: Bytes) -> Result<(), EnvdError> {
         let input = ProcessInput { input: Some(process_input::Input::Stdin(bytes)), ..Default::default() };
-        let request =
-            SendInputRequest { process: self.selector().into(), input: input.into(), ..Default::default() };
+        let request = SendInputRequest { process: self.selector().into(), input: input.into(), ..Default::default() };
         // Without a limit: a command may take its time to read.
         self.process.send_input(request).await.map(drop).map_err(|error| refused("Process/SendInput", &error))
     }
@@ -278,9 +277,7 @@ impl Input {
     }
 }
 
-async fn next_event(
-    stream: &mut ServerStream<Body, StartResponseView<'static>>,
-) -> Result<Event, ConnectError> {
+async fn next_event(stream: &mut ServerStream<Body, StartResponseView<'static>>) -> Result<Event, ConnectError> {
     let message = stream.message::<StartResponse>().await?;
     let ended = || ConnectError::new(ErrorCode::DataLoss, "the stream ended before the command did");
     message

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use wrenn_engine::image::{ImageError, KernelFiles, Template};
-use wrenn_engine::network::{Connector, GUEST_MAC, NetworkError};
 use wrenn_engine::names::SandboxId;
+use wrenn_engine::network::{Connector, GUEST_MAC, NetworkError};
 use wrenn_engine::storage::{Disk, Layer, LayerFormat, StorageError};
 use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::{DiskFile, LaunchError, LaunchSpec, Machine, VmEnd, VmSpec, VmmError, launch};
@@ -111,7 +111,7 @@ pub async fn create(host: &Host, request: &Request, cancel: Cancel) -> Result<Sa
             watch,
         }),
         Err(error) => {
-            parts.destroy().await;
+            parts.destroy(&mut watch).await;
             Err(error)
         }
     }
@@ -119,12 +119,7 @@ pub async fn create(host: &Host, request: &Request, cancel: Cancel) -> Result<Sa
 
 /// Id, folders, lock and first manifest. Under the instance's lock: a sweep must not take a folder that is not locked yet
 /// for one that nobody owns.
-fn begin(
-    host: &Host,
-    template: &Template,
-    kernel: &KernelFiles,
-    shape: CheckedShape,
-) -> Result<Parts, CreateError> {
+fn begin(host: &Host, template: &Template, kernel: &KernelFiles, shape: CheckedShape) -> Result<Parts, CreateError> {
     let id = SandboxId::from_random(random_bytes());
     let places = host.instance.places(&id);
     let _no_sweep = host.instance.lock()?;
@@ -169,12 +164,7 @@ struct Born {
 }
 
 impl Birth<'_> {
-    async fn run(
-        &self,
-        parts: &mut Parts,
-        watch: &mut Stopwatch,
-        cancel: Cancel,
-    ) -> Result<Born, CreateError> {
+    async fn run(&self, parts: &mut Parts, watch: &mut Stopwatch, cancel: Cancel) -> Result<Born, CreateError> {
         self.network(parts).await?;
         watch.lap("network");
         self.disk(parts).await?;
@@ -332,9 +322,7 @@ impl Birth<'_> {
             default_workdir: None,
         };
         let host = HostKey { key: self.host.instance.key(), id: &parts.manifest.id };
-        envd.init(host, &init)
-            .await
-            .map_err(|source| CreateError::Guest { console: excerpt(parts), source })?;
+        envd.init(host, &init).await.map_err(|source| CreateError::Guest { console: excerpt(parts), source })?;
         parts.manifest.state = State::Running;
         Ok(parts.manifest.write(&parts.places.manifest())?)
     }

@@ -138,8 +138,7 @@ impl Sandbox {
     /// Takes it down; nothing of it is left. Answers how long each phase of its life took.
     pub async fn destroy(self) -> Vec<Timing> {
         let Self { parts, mut watch, .. } = self;
-        parts.destroy().await;
-        watch.lap("destroy");
+        parts.destroy(&mut watch).await;
         watch.timings
     }
 

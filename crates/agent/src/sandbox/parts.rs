@@ -8,6 +8,7 @@ use wrenn_engine::storage::{Disk, Storage};
 use wrenn_engine::vmm::Shim;
 use wrenn_proto::shim::ring;
 
+use super::Stopwatch;
 use crate::instance::Places;
 use crate::lock::Lock;
 use crate::manifest::{Manifest, State};
@@ -32,7 +33,7 @@ impl Parts {
 
     /// Takes down what is there. A step that fails is logged and the others are still taken; what is left then is in the
     /// folder, whose lock is free once this returns, and the next start tries again.
-    pub async fn destroy(mut self) {
+    pub async fn destroy(mut self, watch: &mut Stopwatch) {
         self.manifest.state = State::Destroying;
         if let Err(error) = self.manifest.write(&self.places.manifest()) {
             tracing::warn!(%error, "cannot note that a sandbox is being destroyed");
@@ -40,18 +41,21 @@ impl Parts {
         if let Some(shim) = self.shim.take() {
             blocking(move || shim.end()).await;
         }
+        watch.lap("end vmm");
         if let Some(lease) = self.lease.take()
             && let Err(error) = lease.destroy().await
         {
             tracing::error!(sandbox = %self.manifest.id, %error, "cannot take down the network of a sandbox");
             return;
         }
+        watch.lap("end network");
         if let Some(disk) = self.disk.take()
             && let Err(error) = self.storage.remove(&disk)
         {
             tracing::warn!(sandbox = %self.manifest.id, %error, "cannot remove the disk of a sandbox");
         }
         Self::remove_folders(&self.places);
+        watch.lap("end files");
     }
 
     /// Removes both folders of a sandbox; the one with the manifest last.

@@ -169,14 +169,12 @@ fn claim(shared: &Shared, wanted: Option<Slot>, resolver: Option<Ipv4Addr>) -> R
         None => first_free_slot(shared, &mut netlink)?,
     };
     let slot = lock.slot();
-    lock.write(&record(shared, resolver, false))?;
+    lock.write(&record(shared, resolver, false)?)?;
     let forwarding = check_failing(shared, Step::Forwarding)
         .and_then(|()| forwarding::ensure(&shared.config.run_dir).map_err(BuildError::from));
     if let Err(source) = forwarding {
         lock.clear()?;
-        if shared.slots.owned()?.is_empty() {
-            forwarding::restore(&shared.config.run_dir)?;
-        }
+        restore_forwarding_unless_needed(shared, None)?;
         return Err(NetworkError::Build { slot, step: Step::Forwarding, source });
     }
     shared.state().held.insert(slot, resolver);
@@ -400,9 +398,7 @@ pub(super) fn take_down(
         forget_connections(addresses);
     }
     let _host = shared.slots.lock_host()?;
-    if shared.slots.owned()?.iter().all(|(other, _)| *other == slot) {
-        forwarding::restore(&shared.config.run_dir)?;
-    }
+    restore_forwarding_unless_needed(shared, Some(slot))?;
     // Last, because the kernel clears the namespace away afterwards, and holds up other changes of links meanwhile.
     remove_handle(&shared.netns_path(&name.netns()))?;
     Ok(lock.clear()?)
@@ -443,7 +439,7 @@ fn remove_rules(
     let _renewing = shared.renewing();
     shared.state().held.remove(&lock.slot());
     // Of two that end at once, the second one sees that the first one ends.
-    lock.write(&record(shared, resolver, true))?;
+    lock.write(&record(shared, resolver, true)?)?;
     let last = !shared.slots.owned()?.iter().any(|(_, content)| content.is_in_use_by(shared.tag));
     let removed = match (last, addresses) {
         (true, _) => remove_table(shared),
@@ -456,8 +452,19 @@ fn remove_rules(
     })
 }
 
-fn record(shared: &Shared, resolver: Option<Ipv4Addr>, ending: bool) -> Record {
-    Record { tag: shared.tag, wrenn_dir: shared.wrenn_dir.clone(), resolver, ending }
+/// Puts the host's forwarding back if no slot but `released` needs it. The caller holds the host's lock.
+pub(super) fn restore_forwarding_unless_needed(shared: &Shared, released: Option<Slot>) -> Result<(), NetworkError> {
+    let host_netns = forwarding::host_netns()?;
+    let needed = |(slot, content): &(Slot, Content)| Some(*slot) != released && content.needs_forwarding_of(host_netns);
+    if !shared.slots.owned()?.iter().any(needed) {
+        forwarding::restore(&shared.config.run_dir)?;
+    }
+    Ok(())
+}
+
+fn record(shared: &Shared, resolver: Option<Ipv4Addr>, ending: bool) -> Result<Record, forwarding::ForwardingError> {
+    let host_netns = forwarding::host_netns()?;
+    Ok(Record { tag: shared.tag, wrenn_dir: shared.wrenn_dir.clone(), resolver, host_netns, ending })
 }
 
 pub(super) fn remove_table(shared: &Shared) -> Result<(), crate::command::CommandError> {

@@ -1,7 +1,7 @@
 //! The host's `ip_forward`: turned on for the first sandbox of any instance, put back after the last one.
 //!
 //! ```text
-//!   first slot taken:   record what is set ──► /run/wrenn/forwarding.json ──► ip_forward = 1
+//!   first slot taken:   record what is set ──► /run/wrenn/forwarding-NETNS.json ──► ip_forward = 1
 //!   last slot released: ip_forward as recorded ──► the settings that moved with it ──► remove the record
 //! ```
 //!
@@ -9,11 +9,15 @@
 //! and `accept_redirects`; so these are recorded too. The record is written before the change and lives in /run, like the
 //! settings themselves: both are gone after a reboot. A host that forwards already is left alone and has no record.
 //!
+//! "The host" is the network namespace we run in; /run may be shared with processes in another one (a container, a test),
+//! whose settings are other settings. So the record has the namespace's inode in its name.
+//!
 //! The caller holds the host's lock, in both directions.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +25,6 @@ use serde::{Deserialize, Serialize};
 /// The host's switch.
 pub const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 const CONF: &str = "/proc/sys/net/ipv4/conf";
-const RECORD: &str = "forwarding.json";
 
 /// Why the host's forwarding cannot be changed or put back.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +65,7 @@ pub fn ensure(run_dir: &Path) -> Result<bool, ForwardingError> {
     if before == "1" {
         return Ok(false);
     }
-    let record = run_dir.join(RECORD);
+    let record = record_path(run_dir)?;
     // A record that is there is older: somebody turned forwarding off while sandboxes ran. The older one is the truth.
     if !record.exists() {
         save(&record, &Record { ip_forward: before, conf: moving_settings()? })?;
@@ -73,7 +76,7 @@ pub fn ensure(run_dir: &Path) -> Result<bool, ForwardingError> {
 
 /// Puts back what [`ensure`] recorded, if it did. `true` if there was something to put back.
 pub fn restore(run_dir: &Path) -> Result<bool, ForwardingError> {
-    let path = run_dir.join(RECORD);
+    let path = record_path(run_dir)?;
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -87,9 +90,14 @@ pub fn restore(run_dir: &Path) -> Result<bool, ForwardingError> {
     Ok(true)
 }
 
-/// Whether the host's own settings are on record, to be put back.
-pub fn recorded(run_dir: &Path) -> bool {
-    run_dir.join(RECORD).exists()
+/// Inode of the network namespace that this thread is in, and that is the host's for it.
+pub fn host_netns() -> Result<u64, ForwardingError> {
+    let path = Path::new("/proc/thread-self/ns/net");
+    fs::metadata(path).map(|metadata| metadata.ino()).map_err(failed("identify", path))
+}
+
+fn record_path(run_dir: &Path) -> Result<PathBuf, ForwardingError> {
+    Ok(run_dir.join(format!("forwarding-{}.json", host_netns()?)))
 }
 
 fn put_back(conf: &BTreeMap<String, String>) -> Result<(), ForwardingError> {

@@ -67,6 +67,9 @@ pub struct Record {
     pub wrenn_dir: PathBuf,
     /// Where the slot's DNS goes.
     pub resolver: Option<Ipv4Addr>,
+    /// Inode of the network namespace that counts as the host's for it: forwarding is a setting of a namespace.
+    #[serde(default)]
+    pub host_netns: u64,
     /// It is being released: whoever releases another one need not count it as in use.
     #[serde(default)]
     pub ending: bool,
@@ -89,6 +92,15 @@ impl Content {
         match self {
             Self::Owned(record) => record.tag == tag,
             Self::Empty | Self::Unreadable => false,
+        }
+    }
+
+    /// Whether it needs the forwarding of the namespace `host_netns`; what is not understood may.
+    pub fn needs_forwarding_of(&self, host_netns: u64) -> bool {
+        match self {
+            Self::Owned(record) => record.host_netns == host_netns,
+            Self::Unreadable => true,
+            Self::Empty => false,
         }
     }
 
@@ -266,7 +278,13 @@ mod tests {
     use super::*;
 
     fn record(tag: &str) -> Record {
-        Record { tag: tag.parse().unwrap(), wrenn_dir: "/var/lib/wrenn".into(), resolver: None, ending: false }
+        Record {
+            tag: tag.parse().unwrap(),
+            wrenn_dir: "/var/lib/wrenn".into(),
+            resolver: None,
+            host_netns: 7,
+            ending: false,
+        }
     }
 
     #[test]

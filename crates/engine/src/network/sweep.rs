@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use super::links::Netlink;
 use super::slots::Content;
-use super::{BuildError, NetworkError, Shared, build, forwarding, nft};
+use super::{BuildError, NetworkError, Shared, build, nft};
 use crate::names::{Slot, SlotName, nft_table};
 
 pub(super) const REMEDY: &str =
@@ -128,10 +128,7 @@ fn end_if_unused(shared: &Shared) -> Result<(), NetworkError> {
             source: source.into(),
         })?;
     }
-    if owned.is_empty() {
-        forwarding::restore(&shared.config.run_dir)?;
-    }
-    Ok(())
+    build::restore_forwarding_unless_needed(shared, None)
 }
 
 fn slots_with_objects(shared: &Shared) -> Result<BTreeSet<Slot>, NetworkError> {

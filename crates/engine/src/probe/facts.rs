@@ -7,7 +7,7 @@ use std::time::Duration;
 use wrenn_sys::kvm;
 
 use super::parse::{self, Memory, Version, Virtualization};
-use super::{Depth, Options, QEMU_PROGRAM};
+use super::{Depth, Options, QEMU_PROGRAM, known};
 use crate::command::{self, Command};
 use crate::network::{self, Dns, NetworkCapabilities, NetworkConfig};
 
@@ -140,8 +140,8 @@ pub async fn observe(options: &Options) -> Facts {
     };
     let qemu = async {
         match &options.qemu {
-            Some(path) => version_of(path.clone()).await,
-            None => observe_program(QEMU_PROGRAM).await,
+            Some(path) => known_version_of(path.clone(), options).await,
+            None => observe_program(QEMU_PROGRAM, options).await,
         }
     };
     let (kvm, qemu, firecracker, network) = tokio::join!(kvm, qemu, firecracker, observe_network(options));
@@ -176,11 +176,27 @@ fn observe_kvm(virtualization: Option<Virtualization>) -> KvmFact {
     }
 }
 
-async fn observe_program(name: &str) -> ProgramFact {
+async fn observe_program(name: &str, options: &Options) -> ProgramFact {
     match command::find(name) {
-        Ok(path) => version_of(path).await,
+        Ok(path) => known_version_of(path, options).await,
         Err(_absent) => ProgramFact::Absent,
     }
+}
+
+/// In a hurry, what the program said before is as good as asking it again.
+async fn known_version_of(path: PathBuf, options: &Options) -> ProgramFact {
+    let known = match options.depth {
+        Depth::Choose => known::version(&options.data_dir, &path),
+        Depth::All => None,
+    };
+    if let Some(version) = known {
+        return ProgramFact::Found(Found { path, version });
+    }
+    let fact = version_of(path).await;
+    if let (Depth::Choose, Some(found)) = (options.depth, fact.found()) {
+        known::remember(&options.data_dir, &found.path, found.version);
+    }
+    fact
 }
 
 async fn version_of(path: PathBuf) -> ProgramFact {

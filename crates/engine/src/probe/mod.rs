@@ -12,6 +12,7 @@
 mod assess;
 mod choice;
 mod facts;
+mod known;
 mod parse;
 
 use std::fmt;

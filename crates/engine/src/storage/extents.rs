@@ -40,12 +40,8 @@ pub fn data_extents(file: &File) -> io::Result<Vec<Extent>> {
 /// where the file system can (reflink). On failure `to` is removed again.
 pub fn copy_sparse(from: &Path, to: &Path, mode: u32) -> Result<(), StorageError> {
     let source = File::open(from).map_err(StorageError::io("read", from))?;
-    let target = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(to)
-        .map_err(StorageError::io("create", to))?;
+    let target =
+        OpenOptions::new().write(true).create_new(true).mode(mode).open(to).map_err(StorageError::io("create", to))?;
     copy_extents(&source, &target).map_err(|error| remove_half_made(to, StorageError::io("write", to)(error)))
 }
 

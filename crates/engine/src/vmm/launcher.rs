@@ -11,8 +11,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::Signal;
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Signal;
 use tokio::sync::oneshot;
 use wrenn_proto::shim::{
     Client, ClientError, Console, Credentials, ExitRecord, InheritedFd, ReadError, Ready, Resource, Rlimit,
@@ -122,8 +122,11 @@ pub fn launch(spec: LaunchSpec<'_>) -> Result<Shim, LaunchError> {
     let described = describe(&spec);
     described.check()?;
     write_spec(&described, spec.spec_path)?;
-    let (ready_read, ready_write) = pipe_with(PipeFlags::CLOEXEC)
-        .map_err(|error| LaunchError::Io { step: "make a pipe for", path: spec.socket.to_owned(), source: error.into() })?;
+    let (ready_read, ready_write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| LaunchError::Io {
+        step: "make a pipe for",
+        path: spec.socket.to_owned(),
+        source: error.into(),
+    })?;
     let child = spawn_shim(&spec, &ready_write)?;
     drop(ready_write);
     match Ready::read(File::from(ready_read)) {

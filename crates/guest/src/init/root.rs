@@ -41,8 +41,7 @@ pub fn mount(device: &Path) -> Result<(), InitError> {
     let options = if growth.is_some() { c"init_itable" } else { c"noinit_itable" };
     let failed = |source: io::Error| InitError::MountRoot { device: device.to_owned(), source };
     ensure_folder(Path::new(TARGET)).map_err(failed)?;
-    rustix::mount::mount(device, TARGET, "ext4", MountFlags::NOATIME, options)
-        .map_err(|errno| failed(errno.into()))?;
+    rustix::mount::mount(device, TARGET, "ext4", MountFlags::NOATIME, options).map_err(|errno| failed(errno.into()))?;
     let Some(blocks) = growth else { return Ok(()) };
     grow(blocks).map_err(|source| InitError::Grow { blocks, source })?;
     mount_remount(TARGET, MountFlags::NOATIME, "noinit_itable").map_err(|errno| failed(errno.into()))

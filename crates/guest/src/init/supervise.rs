@@ -46,8 +46,7 @@ fn start_envd(config: &BootConfig, cgroups: &Cgroups) -> Result<u32, InitError> 
         .write(true)
         .open("/dev/console")
         .map_err(|source| InitError::Write { path: "/dev/console", source })?;
-    let open_files =
-        Rlimit { resource: Resource::OpenFiles, soft: Some(OPEN_FILES_SOFT), hard: Some(OPEN_FILES_HARD) };
+    let open_files = Rlimit { resource: Resource::OpenFiles, soft: Some(OPEN_FILES_SOFT), hard: Some(OPEN_FILES_HARD) };
     let child = Spawn::new(ENVD)
         .arg0("envd")
         .env("PATH", PATH)

@@ -127,10 +127,16 @@ fn root_a_full_disk_under_the_guest_is_told() {
     // A file system of its own under the sandboxes: 24 MiB, less than what the guest writes.
     let sandboxes = world.dir().join("sandboxes");
     std::fs::create_dir_all(&sandboxes).unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "none"]).arg(&sandboxes).status().unwrap();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "none"]).arg(&sandboxes).status().unwrap();
     assert!(mounted.success());
     let output = world.output(&[
-        "run", "--disk", "512", "--", "sh", "-c",
+        "run",
+        "--disk",
+        "512",
+        "--",
+        "sh",
+        "-c",
         "dd if=/dev/urandom of=/big bs=1M count=100; sync; echo not reached",
     ]);
     let unmounted = Command::new("umount").arg(&sandboxes).status().unwrap();
@@ -145,7 +151,8 @@ fn root_no_room_for_a_sandbox_is_told() {
     let world = World::new();
     let sandboxes = world.dir().join("sandboxes");
     std::fs::create_dir_all(&sandboxes).unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(&sandboxes).status().unwrap();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(&sandboxes).status().unwrap();
     assert!(mounted.success());
     let output = world.run(&["true"]);
     let unmounted = Command::new("umount").arg(&sandboxes).status().unwrap();

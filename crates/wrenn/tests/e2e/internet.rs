@@ -58,6 +58,7 @@ fn root_a_guest_reaches_nothing_private() {
 /// and go beside.
 #[track_caller]
 fn assert_host_as_before(world: &World) {
-    let changes: Vec<String> = world.host_changes().into_iter().filter(|line| !line.contains("uplink") && !line.contains("nsfs")).collect();
+    let changes: Vec<String> =
+        world.host_changes().into_iter().filter(|line| !line.contains("uplink") && !line.contains("nsfs")).collect();
     assert!(changes.is_empty(), "the host is not as before: {changes:#?}");
 }

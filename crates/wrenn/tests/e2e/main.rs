@@ -4,7 +4,10 @@
 //! namespace without a way out, and ends with a sweep for leaks: [`world::World::finish`]. A host prepares the images once
 //! with `cargo xtask test`, which sets `WRENN_TEST_IMAGES`.
 
-#![allow(clippy::disallowed_methods, reason = "these tests start `wrenn` and look at the host as a person would, with programs")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these tests start `wrenn` and look at the host as a person would, with programs"
+)]
 
 mod bad_input;
 mod faults;

@@ -110,7 +110,7 @@ fn root_json_holds_output_exit_and_timings() {
     assert_eq!(json["start"], "cold");
     assert_eq!(json["vmm"]["driver"], "qemu");
     assert_eq!(json["id"].as_str().unwrap().len(), 20);
-    for phase in ["network", "disk", "vmm", "guest", "init", "exec", "destroy"] {
+    for phase in ["network", "disk", "vmm", "guest", "init", "exec", "end vmm", "end network", "end files"] {
         assert!(json["timings_ms"][phase].as_f64().unwrap() > 0.0, "{phase}: {json}");
     }
     world.finish();
@@ -130,8 +130,7 @@ fn root_timing_is_a_table_on_stderr() {
 fn root_size_is_as_asked() {
     let world = World::new();
     let script = "nproc; grep MemTotal /proc/meminfo; df -m / | tail -1";
-    let output =
-        world.output(&["run", "--vcpus", "2", "--memory", "512", "--disk", "1024", "--", "sh", "-c", script]);
+    let output = world.output(&["run", "--vcpus", "2", "--memory", "512", "--disk", "1024", "--", "sh", "-c", script]);
     let stdout = text(&output.stdout);
     let lines: Vec<&str> = stdout.lines().collect();
     assert_eq!(lines[0], "2", "{stdout} {}", text(&output.stderr));

@@ -83,7 +83,11 @@ impl World {
     /// The processes that have `wanted` in their command line, by pid.
     pub fn pids(&self, wanted: &str) -> Vec<u32> {
         let dir = self.dir().to_string_lossy().into_owned();
-        processes().into_iter().filter(|(_, line)| line.contains(&dir) && line.contains(wanted)).map(|(pid, _)| pid).collect()
+        processes()
+            .into_iter()
+            .filter(|(_, line)| line.contains(&dir) && line.contains(wanted))
+            .map(|(pid, _)| pid)
+            .collect()
     }
 
     /// The one shim of this instance.

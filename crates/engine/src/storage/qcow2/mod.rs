@@ -69,28 +69,22 @@ impl Storage for Qcow2 {
 
     fn remove(&self, disk: &Disk) -> Result<(), StorageError> {
         match std::fs::remove_file(&disk.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StorageError::io("remove", &disk.path)(error))
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StorageError::io("remove", &disk.path)(error)),
             Ok(()) | Err(_) => Ok(()),
         }
     }
 
     fn status(&self, disk: &Disk) -> Result<DiskStatus, StorageError> {
         let shared = disk.layers.iter().map(|layer| allocated_bytes(&layer.path)).sum::<Result<u64, _>>()?;
-        Ok(DiskStatus {
-            size_bytes: disk.size_bytes,
-            own_bytes: allocated_bytes(&disk.path)?,
-            shared_bytes: shared,
-        })
+        Ok(DiskStatus { size_bytes: disk.size_bytes, own_bytes: allocated_bytes(&disk.path)?, shared_bytes: shared })
     }
 }
 
 /// The layer that a disk is seen through; the lowest must be raw, the others overlays.
 fn topmost(layers: &[Layer]) -> Result<&Layer, StorageError> {
     let overlays = layers.get(1..).ok_or(StorageError::NoBase)?;
-    let well_formed = layers[0].format == LayerFormat::Raw
-        && overlays.iter().all(|layer| layer.format == LayerFormat::Qcow2);
+    let well_formed =
+        layers[0].format == LayerFormat::Raw && overlays.iter().all(|layer| layer.format == LayerFormat::Qcow2);
     if !well_formed {
         return Err(StorageError::NoBase);
     }
@@ -98,12 +92,7 @@ fn topmost(layers: &[Layer]) -> Result<&Layer, StorageError> {
 }
 
 fn create_new(path: &Path, mode: u32) -> Result<File, StorageError> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)
-        .map_err(StorageError::io("create", path))
+    OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(StorageError::io("create", path))
 }
 
 /// Writes the layers over one another, lowest first, holes left as holes.
@@ -152,12 +141,12 @@ fn apply_overlay(layer: &Layer, source: File, target: &File, path: &Path) -> Res
     if reader.size_bytes() != layer.size_bytes {
         return Err(bad(FormatError::Foreign { field: "disk size", found: reader.size_bytes() }));
     }
-    reader
-        .for_each_cluster(|offset, data| write_cluster(target, offset, data).map_err(OverlayError::Write))
-        .map_err(|error| match error {
+    reader.for_each_cluster(|offset, data| write_cluster(target, offset, data).map_err(OverlayError::Write)).map_err(
+        |error| match error {
             OverlayError::Layer(source) => bad(source),
             OverlayError::Write(source) => StorageError::io("write", path)(source),
-        })
+        },
+    )
 }
 
 fn write_cluster(target: &File, offset: u64, data: Option<&[u8]>) -> io::Result<()> {

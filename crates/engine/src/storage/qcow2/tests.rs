@@ -70,11 +70,9 @@ fn qemu_finds_no_fault_in_an_empty_overlay() {
     let world = World::new();
     let disk = Qcow2.create(&world.path("disk"), &[world.base()], 3 << 30).unwrap();
     tool("qemu-img", &["check", "-f", "qcow2", disk.path.to_str().unwrap()]);
-    let info: serde_json::Value = serde_json::from_str(&tool(
-        "qemu-img",
-        &["info", "--output=json", "-f", "qcow2", disk.path.to_str().unwrap()],
-    ))
-    .unwrap();
+    let info: serde_json::Value =
+        serde_json::from_str(&tool("qemu-img", &["info", "--output=json", "-f", "qcow2", disk.path.to_str().unwrap()]))
+            .unwrap();
     assert_eq!(info["virtual-size"], 3u64 << 30);
     assert!(info.get("backing-filename").is_none());
     assert!(Qcow2.status(&disk).unwrap().own_bytes <= 256 * 1024);

@@ -129,12 +129,7 @@ fn disk(line: &mut Line, files: &[DiskFile]) {
     }
 }
 
-fn block_node(
-    number: i32,
-    overlay: bool,
-    read_only: bool,
-    beneath: Option<serde_json::Value>,
-) -> serde_json::Value {
+fn block_node(number: i32, overlay: bool, read_only: bool, beneath: Option<serde_json::Value>) -> serde_json::Value {
     let mut node = serde_json::json!({
         "driver": if overlay { "qcow2" } else { "raw" },
         "read-only": read_only,
@@ -222,10 +217,7 @@ mod tests {
     #[test]
     fn every_privilege_is_denied_and_nothing_is_opened_by_name() {
         let (args, _) = plan(vm(Mib(256)), null(), Accel::Kvm);
-        assert_eq!(
-            value(&args, "-sandbox"),
-            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-        );
+        assert_eq!(value(&args, "-sandbox"), "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
         assert_eq!(value(&args, "-cpu"), "host");
         let by_name = args.iter().any(|arg| arg.contains("/run/") || arg.contains("/var/") || arg.contains("ifname"));
         assert!(!by_name, "{args:?}");

@@ -107,12 +107,13 @@ pub(super) struct Qmp {
 impl Qmp {
     /// Connects, waits for the greeting and leaves the negotiation mode.
     pub(super) async fn connect(path: &Path) -> Result<Self, VmmError> {
-        let stream = UnixStream::connect(path)
-            .await
-            .map_err(|source| VmmError::Socket { step: "reach", path: path.to_owned(), source })?;
+        let stream = UnixStream::connect(path).await.map_err(|source| VmmError::Socket {
+            step: "reach",
+            path: path.to_owned(),
+            source,
+        })?;
         let (reader, writer) = stream.into_split();
-        let mut qmp =
-            Self { reader: BufReader::new(reader), writer, line: Vec::new(), incidents: VecDeque::new() };
+        let mut qmp = Self { reader: BufReader::new(reader), writer, line: Vec::new(), incidents: VecDeque::new() };
         qmp.greeting().await?;
         qmp.execute(Command::Capabilities).await?;
         Ok(qmp)
