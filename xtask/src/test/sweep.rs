@@ -134,7 +134,7 @@ fn stays(path: &str) -> bool {
     let Some(book) = path.strip_prefix(RUN_DIR).map(|path| path.trim_start_matches('/')) else { return false };
     let is_tag = |name: &str| name.len() == 4 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     match book.split('/').collect::<Vec<_>>()[..] {
-        ["netns" | "slots" | "network.lock"] => true,
+        ["netns" | "slots" | "network.lock" | "tsc-khz"] => true,
         ["slots", _slot] => fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0),
         [tag] | [tag, "owner" | "owner.lock"] => is_tag(tag),
         _ => false,
@@ -261,7 +261,8 @@ mod tests {
             ("/run/wrenn/ab12/owner.lock", true),
             ("/run/wrenn/ab12/sbx.sock", false),
             ("/run/wrenn/netns/wrn-ab12-0", false),
-            ("/run/wrenn/forwarding.json", false),
+            ("/run/wrenn/tsc-khz", true),
+            ("/run/wrenn/forwarding-4026531840.json", false),
             ("/run/wrenn/slots/16000000", false),
             ("/tmp/netns", false),
         ] {

@@ -162,7 +162,6 @@ fn start_request(command: Command) -> StartRequest {
             args: command.args,
             envs: command.env.into_iter().collect(),
             cwd: command.workdir,
-            ..Default::default()
         }
         .into(),
         stdin: Some(command.stdin),
@@ -244,15 +243,15 @@ fn end_of(end: &EndEvent) -> ExecEnd {
 impl Input {
     /// Writes to the command's standard input; answers when all of it is written.
     pub async fn write(&self, bytes: Bytes) -> Result<(), EnvdError> {
-        let input = ProcessInput { input: Some(process_input::Input::Stdin(bytes)), ..Default::default() };
-        let request = SendInputRequest { process: self.selector().into(), input: input.into(), ..Default::default() };
+        let input = ProcessInput { input: Some(process_input::Input::Stdin(bytes)) };
+        let request = SendInputRequest { process: self.selector().into(), input: input.into() };
         // Without a limit: a command may take its time to read.
         self.process.send_input(request).await.map(drop).map_err(|error| refused("Process/SendInput", &error))
     }
 
     /// Closes the command's standard input: it reads end-of-file.
     pub async fn close(&self) -> Result<(), EnvdError> {
-        let request = CloseStdinRequest { process: self.selector().into(), ..Default::default() };
+        let request = CloseStdinRequest { process: self.selector().into() };
         within("Process/CloseStdin", self.process.close_stdin(request)).await.map(drop)
     }
 
@@ -267,13 +266,12 @@ impl Input {
     }
 
     async fn signal(&self, signal: Signal) -> Result<(), EnvdError> {
-        let request =
-            SendSignalRequest { process: self.selector().into(), signal: signal.into(), ..Default::default() };
+        let request = SendSignalRequest { process: self.selector().into(), signal: signal.into() };
         within("Process/SendSignal", self.process.send_signal(request)).await.map(drop)
     }
 
     fn selector(&self) -> ProcessSelector {
-        ProcessSelector { selector: Some(process_selector::Selector::Pid(self.pid)), ..Default::default() }
+        ProcessSelector { selector: Some(process_selector::Selector::Pid(self.pid)) }
     }
 }
 

@@ -149,7 +149,7 @@ pub mod tests {
         for (name, content) in
             [("debian-binary", &b"2.0\n"[..]), ("control.tar.xz", b"odd"), (&format!("data.tar{suffix}"), &packed)]
         {
-            write!(archive, "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, 100_644, content.len()).unwrap();
+            writeln!(archive, "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`", 0, 0, 0, 100_644, content.len()).unwrap();
             archive.extend(content);
             if content.len() % 2 == 1 {
                 archive.push(b'\n');

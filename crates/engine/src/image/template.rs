@@ -550,7 +550,7 @@ mod tests {
         assert_eq!(Identity::of(&made.rootfs).unwrap(), before, "built twice");
         assert_eq!(find(&host.places, "minimal").unwrap(), made);
         assert_eq!(find(&host.places, &made.id).unwrap(), made);
-        assert_eq!(list(&host.places).unwrap(), [made.clone()]);
+        assert_eq!(list(&host.places).unwrap(), std::slice::from_ref(&made));
         assert_eq!(made.size_bytes, 64 << 20);
         assert_eq!(files::hash_file(&made.rootfs, |_| ()).unwrap(), made.sha256);
         assert_eq!(std::fs::read_dir(host.places.work()).unwrap().count(), 0, "the work folder was left behind");

@@ -71,7 +71,7 @@ fn checked<T>(
 
 fn lookup<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     let value = |word: &'a str| word.strip_prefix("wrenn.")?.strip_prefix(key)?.strip_prefix('=');
-    text.split_ascii_whitespace().filter_map(value).last()
+    text.split_ascii_whitespace().filter_map(value).next_back()
 }
 
 fn parsed<T: FromStr>(text: &str) -> Option<T> {

@@ -1,6 +1,6 @@
 //! Storage without device-mapper: each live disk is a qcow2 overlay that QEMU reads and writes.
 //!
-//! No helper program runs: an empty overlay is 256 KiB of bytes that [`format`] computes, and [`reader`] reads overlays
+//! No helper program runs: an empty overlay is 256 KiB of bytes that [`mod@format`] computes, and [`reader`] reads overlays
 //! back to flatten them. QEMU is told by the caller what each overlay stands on.
 
 mod format;
