@@ -134,3 +134,6 @@ impl EnvdClient {
         http1::get_health(stream).await
     }
 }
+
+#[cfg(test)]
+mod tests;
