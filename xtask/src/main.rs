@@ -42,6 +42,8 @@ enum Command {
     Check,
     /// Everything that must pass: set-up, checks, build, all tests, the leak sweep
     Test(test::Args),
+    /// The whole of the fault matrix that `test` samples
+    Soak(test::SoakArgs),
     /// Measure, as a table and as JSON
     Bench(bench::Args),
     /// Run a test program where nothing can reach a real network, and sweep for leaks (used by `test`)
@@ -74,6 +76,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo => demo::run()?,
         Command::Check => check::run()?,
         Command::Test(args) => return test::run(&args),
+        Command::Soak(args) => return test::soak(&args),
         Command::Bench(args) => bench::run(&args)?,
         Command::Isolated { command } => return test::isolated(&command),
     }

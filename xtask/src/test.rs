@@ -47,8 +47,34 @@ pub struct Args {
     nextest: Vec<String>,
 }
 
+/// How long to soak.
+#[derive(Debug, clap::Args)]
+pub struct SoakArgs {
+    /// Rounds of each fault
+    #[arg(long, default_value_t = 100)]
+    rounds: u32,
+    /// Repeat a run that printed this seed
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// Tests that sample a matrix, and run the whole of it in a soak.
+const SAMPLED: &str = "test(at_any_moment)";
+
+/// Runs the sampled tests with many rounds; set-up and checks are `test`'s.
+pub fn soak(args: &SoakArgs) -> Result<ExitCode> {
+    let seed = args.seed.unwrap_or(u64::from(std::process::id()));
+    let nextest = ["--profile", "soak", "-E", SAMPLED].map(str::to_owned).to_vec();
+    let variables = [("WRENN_TEST_ROUNDS", args.rounds.to_string()), ("WRENN_TEST_SEED", seed.to_string())];
+    run_with(&Args { quick: true, nextest }, &variables)
+}
+
 /// Runs everything; the exit code says whether it passed.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    run_with(args, &[])
+}
+
+fn run_with(args: &Args, variables: &[(&str, String)]) -> Result<ExitCode> {
     ensure!(rustix::process::geteuid().is_root(), "the tests boot microVMs and make networks: run them as root");
     if !args.quick {
         setup::run(Scope::Develop)?;
@@ -62,7 +88,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let step = Step::start_loud("building the tests");
     nextest(&["--no-run"], args).within(TESTS_DEADLINE).show()?;
     step.done("built");
-    run_isolated(args, &data)
+    run_isolated(args, &data, variables)
 }
 
 fn nextest(extra: &[&str], args: &Args) -> Job {
@@ -70,21 +96,21 @@ fn nextest(extra: &[&str], args: &Args) -> Job {
 }
 
 /// Runs the tests in a copy of ourselves that has left the host's network; the host must be as before.
-fn run_isolated(args: &Args, data: &Path) -> Result<ExitCode> {
+fn run_isolated(args: &Args, data: &Path, variables: &[(&str, String)]) -> Result<ExitCode> {
     eprintln!("==> tests, with no way out to any network");
     let before = sweep::Network::observe()?;
     let scratch = tempfile::Builder::new().prefix("wt").tempdir().context("cannot make a folder for the tests")?;
     let myself = std::env::current_exe().context("cannot find xtask itself")?;
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let status = Job::new(myself.to_str().context("the path of xtask is not UTF-8")?)
+    let job = Job::new(myself.to_str().context("the path of xtask is not UTF-8")?)
         .args(["isolated", "--", &cargo, "nextest", "run", "--workspace", "--locked", "--offline"])
         .args(&args.nextest)
         .env("TMPDIR", scratch.path())
         .env("WRENN_TEST_IMAGES", data)
         .env("CARGO_TERM_COLOR", if std::io::stderr().is_terminal() { "always" } else { "never" })
         .dir(cargo::root())
-        .within(TESTS_DEADLINE)
-        .show_status()?;
+        .within(TESTS_DEADLINE);
+    let status = variables.iter().fold(job, |job, (name, value)| job.env(name, value)).show_status()?;
     ensure!(
         sweep::Network::observe()? == before,
         "the tests changed this host's own network: its firewall rules, routes, links or forwarding are not as before"

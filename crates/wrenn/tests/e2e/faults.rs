@@ -1,5 +1,6 @@
 //! What goes wrong on the host: a part killed, no room, something in the way. Typed errors, soon; nothing left behind.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -49,26 +50,50 @@ fn root_what_a_killed_run_leaves_the_next_one_removes() {
     world.finish();
 }
 
-/// `kill -9` at many moments of a creation; the next start removes whatever there was by then.
+/// `kill -9` at many moments of a creation; the next start removes whatever there was by then. Sampled: a soak has more
+/// rounds (`WRENN_TEST_ROUNDS`), each of them followed by a run that must succeed.
 #[test]
 fn root_a_run_killed_at_any_moment_of_its_creation_is_cleaned_up() {
     let world = World::new();
-    let seed = std::env::var("WRENN_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(std::process::id());
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seed = number("WRENN_TEST_SEED").unwrap_or(u64::from(std::process::id()));
+    let soak_rounds = number("WRENN_TEST_ROUNDS");
     println!("seed {seed} (set WRENN_TEST_SEED to repeat)");
-    for round in 0..12u64 {
-        // Most of a creation's steps are in its first 100 ms; xorshift spreads the moments.
-        let mut x = u64::from(seed) ^ (round + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
+    let mut reached: BTreeMap<&str, u32> = BTreeMap::new();
+    for round in 0..soak_rounds.unwrap_or(12) {
         let mut child = world.wrenn(&["run", "--", "true"]).spawn().unwrap();
-        std::thread::sleep(Duration::from_micros(x % 150_000));
+        std::thread::sleep(Duration::from_micros(random(seed ^ (round + 1)) % 150_000));
         signal(child.id(), "KILL");
         child.wait().unwrap();
+        *reached.entry(furthest(&world)).or_default() += 1;
+        if soak_rounds.is_some() {
+            assert_run(&world.run(&["echo", "clean"]), 0, "clean\n");
+            assert_eq!(world.left_behind(), Vec::<String>::new(), "after round {round}");
+        }
     }
-    let output = world.run(&["echo", "clean"]);
-    assert_run(&output, 0, "clean\n");
+    println!("killed, with this left behind: {reached:?}");
+    assert_run(&world.run(&["echo", "clean"]), 0, "clean\n");
     world.finish();
+}
+
+/// Xorshift of a spread seed: the same everywhere.
+fn random(seed: u64) -> u64 {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^ (x << 17)
+}
+
+/// The furthest a killed creation had come.
+fn furthest(world: &World) -> &'static str {
+    let left = world.left_behind();
+    let any = |word: &str| left.iter().any(|line| line.contains(word));
+    match () {
+        () if any("process") => "a VM",
+        () if any("netns") => "a network",
+        () if any("sandboxes") => "a folder",
+        () => "nothing",
+    }
 }
 
 #[test]
