@@ -3,10 +3,12 @@
 mod common;
 mod plain;
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;
+use std::net::TcpStream;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -799,7 +801,9 @@ mod streaming {
             stream.write_all(body).unwrap();
             stream
         };
+        let port = |stream: &TcpStream| stream.local_addr().unwrap().port();
         let stream = begin("large", &vec![7; 3_000_000]);
+        let large = port(&stream);
         eventually("the upload has begun", || fs::metadata(top.join("large")).is_ok_and(|about| about.len() > 0));
         drop(stream);
         eventually("the file is closed", || !envd.open_files().iter().any(|file| file.ends_with("large")));
@@ -807,14 +811,22 @@ mod streaming {
         assert!(written.len() <= 3_000_000 && written.iter().all(|byte| *byte == 7), "a prefix of what was sent");
 
         fs::write(top.join("small"), "old").unwrap();
-        drop(begin("small", &[7; 1000]));
+        let stream = begin("small", &[7; 1000]);
+        let small = port(&stream);
+        drop(stream);
         assert_eq!(put(&envd, &target(&top.join("after")), b"x", &[]).status, 200);
-        eventually("connections are closed", || envd.open_files().iter().filter(|file| is_socket(file)).count() <= 2);
+        eventually("the connections are closed", || open_connections(&envd).is_disjoint(&[large, small].into()));
         assert_eq!(fs::read(top.join("small")).unwrap(), b"old", "nothing was written yet, so nothing is lost");
     }
 
-    fn is_socket(file: &Path) -> bool {
-        file.to_str().is_some_and(|name| name.starts_with("socket:"))
+    /// The peers' ports of the connections that envd holds. Others than this test's may connect to a port that was theirs.
+    fn open_connections(envd: &Envd) -> HashSet<u16> {
+        let sockets: HashSet<String> =
+            envd.open_files().iter().map(|file| file.to_string_lossy().into_owned()).collect();
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let held = rows.filter(|row| sockets.contains(&format!("socket:[{}]", row[9])));
+        held.map(|row| u16::from_str_radix(row[2].rsplit(':').next().unwrap(), 16).unwrap()).collect()
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!   calling thread = "the host"                       namespace "internet"
 //!   ┌────────────────────────────┐          ┌──────────────────────────────────────────────┐
 //!   │ uplink 192.0.2.2/24        │◄── veth ─►│ router 192.0.2.1/24   every frame is recorded │
-//!   │ default via 192.0.2.1      │          │ DNS  198.51.100.53, 10.255.255.53   port 53   │
+//!   │ default via 192.0.2.1      │          │ DNS  198.51.100.53, 10.99.53.53     port 53   │
 //!   │ /run is a tmpfs of its own │          │ web  203.0.113.80                   port 80   │
 //!   │ /etc/resolv.conf ► the DNS │          │ private targets (one of each range) port 80   │
 //!   └────────────────────────────┘          └──────────────────────────────────────────────┘
@@ -44,7 +44,7 @@ pub const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// The name server that /etc/resolv.conf names.
 pub const DNS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 53);
 /// A name server on a private address.
-pub const PRIVATE_DNS: Ipv4Addr = Ipv4Addr::new(10, 255, 255, 53);
+pub const PRIVATE_DNS: Ipv4Addr = Ipv4Addr::new(10, 99, 53, 53);
 /// The web server.
 pub const WEB: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
 /// A name that the name servers know: the web server's. They know no other.

@@ -96,7 +96,7 @@ mod tests {
     fn the_first_usable_one_is_taken() {
         for (text, wanted) in [
             ("nameserver 192.0.2.53\n", "192.0.2.53"),
-            ("# comment\nsearch example.test\nnameserver\t10.255.255.53 # site\nnameserver 192.0.2.1", "10.255.255.53"),
+            ("# comment\nsearch example.test\nnameserver\t10.99.53.53 # site\nnameserver 192.0.2.1", "10.99.53.53"),
             ("nameserver 2001:db8::53\nnameserver fe80::1%eth0\nnameserver 192.0.2.9\n", "192.0.2.9"),
             ("nameserver 127.0.0.1\nnameserver 0.0.0.0\nnameserver 198.51.100.1\n", "198.51.100.1"),
             ("nameserverx 192.0.2.1\nnameserver\nnameserver nonsense\nnameserver 192.0.2.2", "192.0.2.2"),
