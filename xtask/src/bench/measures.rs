@@ -1,59 +1,60 @@
-//! What is measured.
+//! What the values must come to, and which are compared.
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use super::Target;
 
-use anyhow::{Context, Result, ensure};
-
-use super::{Measure, Ratio};
-use crate::build::Profile;
-use crate::process::Job;
-use crate::{build, cargo, demo};
-
-/// One sandbox, from start to end.
-const RUN_DEADLINE: Duration = Duration::from_secs(3 * 60);
-
-/// Everything that is measured, in the table's order.
-pub const MEASURES: &[Measure] = &[
-    Measure { name: "start-of-wrenn", unit: "ms", at_most: None, take: start_of_wrenn },
-    Measure { name: "cold-run-of-true", unit: "ms", at_most: None, take: cold_run },
+/// The target of a measurement's median, in the measurement's unit.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("own-wall", Target::AtMost(60.0)),
+    ("own-cpu", Target::AtMost(15.0)),
+    ("run-peak-rss", Target::AtMost(30.0)),
+    ("shim-peak-rss", Target::AtMost(3.0)),
+    ("guest-idle-rss", Target::AtMost(8.0)),
+    ("guest-binary", Target::AtMost(5.0)),
+    ("fault-notice", Target::AtMost(1000.0)),
 ];
 
+/// Two measurements of the same round, one divided by the other.
+pub struct Ratio {
+    /// Its name: lower case, with dashes.
+    pub name: &'static str,
+    /// The measurement divided.
+    pub of: &'static str,
+    /// The measurement it is divided by.
+    pub to: &'static str,
+    /// What the median must be; `None` when it only explains another.
+    pub target: Option<Target>,
+}
+
 /// Everything that is compared.
-pub const RATIOS: &[Ratio] = &[];
+pub const RATIOS: &[Ratio] = &[
+    // A whole run, until our process is gone, to a plain QEMU until its agent answers.
+    Ratio { name: "cold-run-ratio", of: "cold-run", to: "plain-ready", target: Some(Target::AtMost(1.15)) },
+    // Of it, until ours answers too.
+    Ratio { name: "cold-ready-ratio", of: "cold-ready", to: "plain-ready", target: None },
+    // The call and the command's end, to a fork and exec in the guest and one way there and back.
+    Ratio { name: "warm-exec-ratio", of: "warm-exec", to: "bare-exec", target: Some(Target::AtMost(1.5)) },
+    // Throughput: more is better.
+    Ratio { name: "output-ratio", of: "exec-output", to: "bare-output", target: Some(Target::AtLeast(0.6)) },
+];
 
-/// What the measurements use: a release build and a data folder with the template `minimal`.
-pub struct Bench {
-    wrenn: String,
-    data: PathBuf,
+/// The target of this measurement, if it has one.
+pub fn target(name: &str) -> Option<Target> {
+    TARGETS.iter().find(|(each, _)| *each == name).map(|(_, target)| *target)
 }
 
-impl Bench {
-    /// Builds what is measured.
-    pub fn prepare() -> Result<Self> {
-        ensure!(rustix::process::geteuid().is_root(), "sandboxes need root: run `cargo xtask bench` as root");
-        let wrenn = build::run(Profile::Release)?;
-        let data = cargo::root().join("target/test-data");
-        demo::template_job(&wrenn, "minimal")?.env("WRENN_DIR", &data).show()?;
-        Ok(Self { wrenn: wrenn.to_str().context("the path of wrenn is not UTF-8")?.to_owned(), data })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_a_targets_or_a_ratios_once() {
+        let mut names: Vec<&str> = TARGETS.iter().map(|(name, _)| *name).collect();
+        names.extend(RATIOS.iter().map(|ratio| ratio.name));
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        assert_eq!(target("own-wall"), Some(Target::AtMost(60.0)));
+        assert_eq!(target("cold-run"), None);
     }
-
-    fn wrenn(&self, args: &[&str]) -> Job {
-        Job::new(self.wrenn.clone()).args(args).env("WRENN_DIR", &self.data).within(RUN_DEADLINE)
-    }
-}
-
-fn start_of_wrenn(bench: &Bench) -> Result<f64> {
-    timed(bench.wrenn(&["--version"]))
-}
-
-fn cold_run(bench: &Bench) -> Result<f64> {
-    timed(bench.wrenn(&["run", "-t", "minimal", "--", "true"]))
-}
-
-/// The wall time of a job, in milliseconds.
-fn timed(job: Job) -> Result<f64> {
-    let started = Instant::now();
-    job.quiet(str::to_owned)?;
-    Ok(started.elapsed().as_secs_f64() * 1e3)
 }

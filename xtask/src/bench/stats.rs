@@ -1,25 +1,27 @@
 //! Values of a measurement and what they come to.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
-use super::{Measure, Target};
-
-/// The values of one measurement, in the order of the rounds.
+/// The values of one measurement, by round.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Series {
     /// What was measured.
-    pub name: &'static str,
+    pub name: String,
     /// The unit of the values.
-    pub unit: &'static str,
-    /// What their median should be.
-    pub target: Option<Target>,
-    /// One value per round.
-    pub values: Vec<f64>,
+    pub unit: String,
+    /// One value per round; a round in which it failed has none.
+    pub values: BTreeMap<usize, f64>,
 }
 
-impl Series {
-    /// No values yet.
-    pub fn new(measure: &Measure) -> Self {
-        Self { name: measure.name, unit: measure.unit, target: measure.at_most.map(Target::AtMost), values: Vec::new() }
+/// Takes a value into the series of its name, which is made when it is the first.
+pub fn add(all: &mut Vec<Series>, name: String, unit: String, round: usize, value: f64) {
+    match all.iter_mut().find(|series| series.name == name) {
+        Some(series) => {
+            series.values.insert(round, value);
+        }
+        None => all.push(Series { name, unit, values: BTreeMap::from([(round, value)]) }),
     }
 }
 
@@ -48,8 +50,11 @@ impl Summary {
 }
 
 /// The rounds' ratios of two series; a round that lacks one of them, or divides by zero, has none.
-pub fn ratios(of: &[f64], to: &[f64]) -> Vec<f64> {
-    of.iter().zip(to).map(|(of, to)| of / to).filter(|ratio| ratio.is_finite()).collect()
+pub fn ratios(of: &BTreeMap<usize, f64>, to: &BTreeMap<usize, f64>) -> BTreeMap<usize, f64> {
+    of.iter()
+        .filter_map(|(round, of)| Some((*round, of / to.get(round)?)))
+        .filter(|(_, ratio)| ratio.is_finite())
+        .collect()
 }
 
 #[cfg(test)]
@@ -73,8 +78,26 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_within_a_round() {
-        assert_eq!(ratios(&[2.0, 9.0], &[1.0, 3.0]), [2.0, 3.0]);
-        assert_eq!(ratios(&[2.0, 9.0], &[0.0, 3.0]), [3.0]);
-        assert_eq!(ratios(&[2.0], &[]), Vec::<f64>::new());
+        let rounds = |values: &[(usize, f64)]| values.iter().copied().collect::<BTreeMap<_, _>>();
+        assert_eq!(
+            ratios(&rounds(&[(1, 2.0), (2, 9.0)]), &rounds(&[(1, 1.0), (2, 3.0)])),
+            rounds(&[(1, 2.0), (2, 3.0)])
+        );
+        assert_eq!(ratios(&rounds(&[(1, 2.0), (2, 9.0)]), &rounds(&[(1, 0.0), (2, 3.0)])), rounds(&[(2, 3.0)]));
+        assert_eq!(ratios(&rounds(&[(1, 2.0), (3, 8.0)]), &rounds(&[(2, 1.0), (3, 4.0)])), rounds(&[(3, 2.0)]));
+    }
+
+    #[test]
+    fn values_go_to_the_series_of_their_name() {
+        let mut all = Vec::new();
+        for (name, round, value) in [("a", 1, 1.0), ("b", 1, 5.0), ("a", 2, 2.0)] {
+            add(&mut all, name.to_owned(), "ms".to_owned(), round, value);
+        }
+        let of = |name: &str, values: &[(usize, f64)]| Series {
+            name: name.to_owned(),
+            unit: "ms".to_owned(),
+            values: values.iter().copied().collect(),
+        };
+        assert_eq!(all, [of("a", &[(1, 1.0), (2, 2.0)]), of("b", &[(1, 5.0)])]);
     }
 }

@@ -19,8 +19,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("xtask", &["wrenn-sys"]),
 ];
 
-/// What tests may use besides: the world they run in, and what they test against.
-const TESTS_MAY_KNOW: &[&str] = &["wrenn-testworld", "wrenn-engine", "wrenn-proto", "wrenn-sys"];
+/// What tests and benchmarks may use besides: the world they run in, and what they test or measure.
+const TESTS_MAY_KNOW: &[&str] = &["wrenn-testworld", "wrenn-agent", "wrenn-engine", "wrenn-proto", "wrenn-sys"];
 
 /// That one of our crates depends on another.
 #[derive(Clone, Debug, PartialEq, Eq)]

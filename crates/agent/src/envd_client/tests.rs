@@ -89,7 +89,8 @@ async fn a_guest_that_comes_late_is_found() {
 
 #[tokio::test]
 async fn a_refusal_keeps_the_guests_words_and_cannot_drive_a_terminal() {
-    let answer = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 40\r\n\r\n{\"code\":400,\"message\":\"bad \\u001b[31m!\"}";
+    let answer =
+        b"HTTP/1.1 400 Bad Request\r\ncontent-length: 40\r\n\r\n{\"code\":400,\"message\":\"bad \\u001b[31m!\"}";
     let client = guest_saying(answer).await;
     let stream = client.connect(SOON).await.unwrap();
     let error = http1::get_health(stream).await.unwrap_err();

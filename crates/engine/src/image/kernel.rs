@@ -23,7 +23,7 @@ use super::vmlinux::{self, ImageKind, KernelImageError};
 use super::{Places, deb, initramfs};
 
 /// Changes whenever the same inputs would give other files.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Largest kernel file we read: an uncompressed one with everything built in and symbols.
 const KERNEL_FILE_MAX: u64 = 1 << 30;
 /// Hex digits of a hash in an id: 64 bits, for a handful of kernels.

@@ -1,6 +1,7 @@
 //! What a machine's own files must say: its name, how the name resolves, who resolves others, its machine id.
 
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::path::Path;
 
@@ -31,14 +32,22 @@ fn put(path: &'static str, text: &str) -> Result<(), InitError> {
     replace(Path::new(path), text).map_err(|source| InitError::Write { path, source })
 }
 
+/// A file with something in it is replaced by a rename, so that a machine that dies has the old or the new one. ext4 waits
+/// for the disk then; a file that is not there or empty, as in every new sandbox, is written as it is and waits for nothing.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let is_file = path.symlink_metadata().is_ok_and(|metadata| metadata.is_file());
-    if is_file && std::fs::read(path)? == text.as_bytes() {
-        return Ok(());
+    match path.symlink_metadata() {
+        Ok(found) if found.is_file() && found.len() == 0 => {
+            OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+        }
+        Ok(found) if found.is_file() && std::fs::read(path)? == text.as_bytes() => Ok(()),
+        Ok(_other) => {
+            let temporary = path.with_extension("wrenn-new");
+            std::fs::write(&temporary, text)?;
+            std::fs::rename(&temporary, path)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::write(path, text),
+        Err(error) => Err(error),
     }
-    let temporary = path.with_extension("wrenn-new");
-    std::fs::write(&temporary, text)?;
-    std::fs::rename(&temporary, path)
 }
 
 /// The old text with the line of our own name replaced, or a text of our own where there was none.
@@ -71,6 +80,21 @@ mod tests {
         let edited = format!("{first}192.0.2.1 db # mine\n");
         let second = hosts(&edited, "sb2");
         assert_eq!(second, format!("{HOSTS_DEFAULT}192.0.2.1 db # mine\n127.0.1.1 sb2\n"));
+    }
+
+    #[test]
+    fn a_file_ends_up_with_its_text_whatever_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for before in [None, Some(""), Some("older and longer than the new text"), Some("new")] {
+            match before {
+                Some(text) => std::fs::write(&path, text).unwrap(),
+                None => assert!(!path.exists()),
+            }
+            replace(&path, "new").unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "new", "{before:?}");
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod supervise;
 use std::convert::Infallible;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use wrenn_sys::signals::Blocked;
@@ -91,16 +92,23 @@ pub fn run() -> ! {
 fn live() -> Result<Infallible, InitError> {
     let signals = Blocked::new(&[Signal::CHILD, Signal::TERM, Signal::USR1, Signal::USR2, Signal::POWER])
         .map_err(InitError::Signals)?;
+    let mut watch = Stopwatch::default();
     mounts::early()?;
     let config = read_config()?;
+    watch.lap("start");
     modules::load_all()?;
+    watch.lap("modules");
     network::configure(&config)?;
+    watch.lap("network");
     root::mount(&config.root)?;
+    watch.lap("root");
     root::switch()?;
     mounts::late()?;
+    watch.lap("mounts");
     etc::write(&config)?;
     let cgroups = cgroups::prepare()?;
-    say(&format!("ready after {} s", uptime()));
+    watch.lap("files");
+    say(&format!("ready after {}", watch.summary()));
     supervise::run(&config, &cgroups, signals)
 }
 
@@ -114,9 +122,28 @@ fn say(line: &str) {
     if let Err(_nobody_listens) = std::io::stdout().write_all(format!("wrenn-init: {line}\n").as_bytes()) {}
 }
 
-fn uptime() -> String {
-    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
-    text.split(' ').next().unwrap_or("?").to_owned()
+/// Where the time goes between the kernel and envd, for whoever reads the console.
+#[derive(Default)]
+struct Stopwatch {
+    laps: Vec<(&'static str, Duration)>,
+}
+
+impl Stopwatch {
+    /// Ends a phase.
+    fn lap(&mut self, phase: &'static str) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let now = Duration::try_from(now).unwrap_or_default();
+        self.laps.push((phase, now));
+    }
+
+    /// Milliseconds since the kernel began, then those of each phase.
+    fn summary(&self) -> String {
+        let starts = self.laps.iter().skip(1).zip(&self.laps);
+        let phases = starts.map(|((phase, end), (_, start))| format!("{phase} {}", (*end - *start).as_millis()));
+        let first = self.laps.first().map(|(phase, end)| format!("{phase} at {}", end.as_millis()));
+        let last = self.laps.last().map_or(0, |(_, end)| end.as_millis());
+        format!("{last} ms ({})", first.into_iter().chain(phases).collect::<Vec<_>>().join(", "))
+    }
 }
 
 /// The error and its causes in one line.
@@ -128,6 +155,13 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_summary_tells_each_phase() {
+        let at = Duration::from_millis;
+        let watch = Stopwatch { laps: vec![("start", at(1200)), ("modules", at(1230)), ("root", at(1300))] };
+        assert_eq!(watch.summary(), "1300 ms (start at 1200, modules 30, root 70)");
+    }
 
     #[test]
     fn a_fatal_line_names_every_cause() {

@@ -1,0 +1,118 @@
+//! Measures sandboxes: the program behind `cargo xtask bench`, which prepares what it needs, starts it where there is no
+//! way out to any network, and makes a table of what it says.
+//!
+//! It is a program of its own because it drives the host agent in its own process ([`warm`]) and plain QEMU through the
+//! engine ([`cold`]), while xtask must build before a machine has what the engine needs to build.
+//!
+//! ```text
+//!   round ─► cold: plain QEMU, `wrenn run -- true`          one after the other, first and second in turn
+//!         ─► load: `wrenn run` with 100 MB of output, its peak memory; then its VMM is killed
+//!         ─► warm: one sandbox in this process: idle memory, exec, output, each beside its bare counterpart
+//! ```
+//!
+//! Standard output is one [`Record`] per line. A part that fails is said and the next one is taken; the exit code tells.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+
+mod cold;
+mod load;
+mod program;
+#[path = "../../src/bench/record.rs"]
+mod record;
+mod setting;
+mod warm;
+
+use record::Record;
+use setting::Setting;
+
+/// What xtask says.
+#[derive(Debug, Parser)]
+pub struct Args {
+    /// The wrenn to measure
+    #[arg(long)]
+    wrenn: PathBuf,
+    /// The folder of the static guest and shim that are inside of it
+    #[arg(long)]
+    guest_dir: PathBuf,
+    /// The data folder; it has the template `minimal`
+    #[arg(long)]
+    data: PathBuf,
+    /// How often
+    #[arg(long)]
+    rounds: usize,
+    /// Only this part of each round: cold, load or warm
+    #[arg(long)]
+    only: Option<String>,
+    /// Cargo's own mark of a bench run
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Takes the values of one part of a round.
+type Take = fn(&Setting, &mut Round) -> Result<()>;
+
+const PARTS: [(&str, Take); 3] = [("cold", cold::take), ("load", load::take), ("warm", warm::take)];
+
+/// Where the values of a round go.
+#[derive(Debug)]
+pub struct Round {
+    number: usize,
+}
+
+impl Round {
+    /// From 1.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Says what is being done.
+    pub fn doing(&self, what: &str) {
+        say(&Record::Doing(format!("round {}: {what}", self.number)));
+    }
+
+    /// A value was measured.
+    pub fn value(&mut self, name: &str, unit: &str, value: f64) {
+        say(&Record::Value { round: self.number, name: name.to_owned(), unit: unit.to_owned(), value });
+    }
+}
+
+fn main() -> ExitCode {
+    if std::env::args().len() <= 2 {
+        // `cargo bench` of the whole workspace comes by here.
+        eprintln!("nothing measured: run `cargo xtask bench`, which prepares what this needs");
+        return ExitCode::SUCCESS;
+    }
+    match measure(&Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everything could be measured.
+fn measure(args: &Args) -> Result<bool> {
+    let setting = Setting::open(args).context("cannot open the instance to measure")?;
+    say(&Record::Vmm(setting.vmm_words()));
+    let mut whole = true;
+    for number in 1..=args.rounds {
+        for (part, take) in PARTS.into_iter().filter(|(part, _)| args.only.as_deref().is_none_or(|only| only == *part))
+        {
+            if let Err(error) = take(&setting, &mut Round { number }) {
+                whole = false;
+                say(&Record::Failed { round: number, part: part.to_owned(), why: format!("{error:#}") });
+            }
+        }
+    }
+    Ok(whole)
+}
+
+fn say(record: &Record) {
+    println!("{}", serde_json::to_string(record).expect("a record is JSON"));
+}

@@ -1,0 +1,140 @@
+//! Programs under measurement: `wrenn run` and a plain QEMU, with what the kernel counts of them.
+
+use std::fs;
+use std::io::{self, PipeReader, PipeWriter, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::time::TimeValLike as _;
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::Signal;
+use wrenn_sys::spawn::{Child, ExitStatus, Spawn};
+
+use crate::setting::{MEMORY, Setting, TEMPLATE, VCPUS};
+
+/// What a command in the guest may take; `wrenn run` itself ends it then.
+const COMMAND_LIMIT: &str = "120s";
+
+/// A program that runs; dropping it ends and reaps it.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    started: Instant,
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// From before it was started until its end was seen.
+    pub wall: Duration,
+    /// User and system time of all its threads, without its children's.
+    pub cpu: Duration,
+    /// Its exit.
+    pub status: ExitStatus,
+}
+
+impl Running {
+    /// Starts a program; the clock runs from before it.
+    pub fn start(program: Spawn<'_>) -> Result<Self> {
+        let started = Instant::now();
+        let child = program.parent_death_signal(Signal::TERM).start()?;
+        Ok(Self { child, started })
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// When it was started.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Waits for its end.
+    pub fn wait(self) -> Result<Ended> {
+        while poll(&mut [PollFd::new(&self.child, PollFlags::IN)], None) == Err(rustix::io::Errno::INTR) {}
+        let wall = self.started.elapsed();
+        // Before it is reaped: until then its clock can be read, and stands still.
+        let cpu = cpu_time(self.pid())?;
+        Ok(Ended { wall, cpu, status: self.child.wait()? })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only for a process that was reaped already, which is what is wanted.
+        self.child.signal(Signal::KILL).and_then(|_| self.child.wait()).ok();
+    }
+}
+
+/// Starts `wrenn run`, with the sandbox of every measurement, for a command in the guest. `flags` come before it.
+pub fn wrenn_run(setting: &Setting, flags: &[&str], command: &[&str]) -> Result<(Running, PipeWriter, PipeReader)> {
+    let (stdin_reader, stdin) = io::pipe()?;
+    let (stdout, stdout_writer) = io::pipe()?;
+    let (vcpus, memory) = (VCPUS.to_string(), MEMORY.0.to_string());
+    let stderr = io::stderr();
+    let spawn = Spawn::new(&setting.wrenn)
+        .args(["run", "-t", TEMPLATE, "--vcpus", &vcpus, "--memory", &memory, "--timeout", COMMAND_LIMIT])
+        .args(flags.iter().copied())
+        .arg("--")
+        .args(command.iter().copied())
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("WRENN_DIR", &setting.data)
+        .fd(stdin_reader.as_fd(), 0)
+        .fd(stdout_writer.as_fd(), 1)
+        .fd(stderr.as_fd(), 2);
+    Ok((Running::start(spawn)?, stdin, stdout))
+}
+
+/// Reads exactly `bytes` bytes and throws them away.
+pub fn read_off(from: &mut impl Read, bytes: u64) -> Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    let mut left = bytes;
+    while left > 0 {
+        let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        match from.read(&mut buffer[..most])? {
+            0 => bail!("only {} of {bytes} bytes came", bytes - left),
+            read => left -= read as u64,
+        }
+    }
+    Ok(())
+}
+
+/// CPU time of a process, all its threads, ended ones too; also while it is a zombie.
+fn cpu_time(pid: u32) -> Result<Duration> {
+    let pid = Pid::from_raw(i32::try_from(pid)?);
+    let clock = ClockId::pid_cpu_clock_id(pid).context("a process has no CPU clock")?;
+    let time = clock_gettime(clock).context("cannot read a process's CPU clock")?;
+    Ok(Duration::from_nanos(u64::try_from(time.num_nanoseconds())?))
+}
+
+/// The children of a process's main thread.
+pub fn children(pid: u32) -> Result<Vec<u32>> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    Ok(text.split_whitespace().map(str::parse).collect::<Result<_, _>>()?)
+}
+
+/// The most memory a living process had resident, in bytes.
+pub fn peak_rss(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    status_bytes(&status, "VmHWM").with_context(|| format!("no VmHWM in {path}"))
+}
+
+/// A size in a process's status, in bytes.
+pub fn status_bytes(status: &str, field: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    let kib: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// A file for a descriptor, opened for reading.
+pub fn open(path: &Path) -> Result<std::os::fd::OwnedFd> {
+    Ok(fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?.into())
+}

@@ -1,0 +1,106 @@
+//! What is measured with: the instance, opened as `wrenn` opens it, and the sandbox that all measurements ask for.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::runtime::Runtime;
+use wrenn_agent::host::{Host, install_shim};
+use wrenn_agent::instance::Instance;
+use wrenn_agent::sandbox::{Request, Shape};
+use wrenn_engine::image::ImageStore;
+use wrenn_engine::network::{Network, NetworkConfig};
+use wrenn_engine::probe::{self, Depth, Options, VmmKind, Wishes};
+use wrenn_engine::storage::qcow2::Qcow2;
+use wrenn_engine::units::Mib;
+use wrenn_engine::vmm::Vmm;
+use wrenn_engine::vmm::qemu::Qemu;
+
+use crate::Args;
+
+/// The template of every measurement.
+pub const TEMPLATE: &str = "minimal";
+/// The virtual CPUs of every measurement: what `wrenn run` gives by itself.
+pub const VCPUS: u32 = 1;
+/// The memory of every measurement: what `wrenn run` gives by itself.
+pub const MEMORY: Mib = Mib(256);
+/// How long a guest may take to become ready.
+pub const READY_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long the CPU's time stamp counter is measured.
+const TSC_WINDOW: Duration = Duration::from_millis(50);
+
+/// What is measured with.
+pub struct Setting {
+    /// The instance and its drivers.
+    pub host: Host,
+    /// For what is asynchronous; the same kind that `wrenn run` has.
+    pub runtime: Runtime,
+    /// The program under test.
+    pub wrenn: PathBuf,
+    /// Its data folder.
+    pub data: PathBuf,
+    /// Size of the guest's program, in bytes.
+    pub guest_bytes: u64,
+}
+
+impl Setting {
+    /// Opens the instance with the drivers this host can run.
+    pub fn open(args: &Args) -> Result<Self> {
+        let read = |name: &str| {
+            let path = args.guest_dir.join(name);
+            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let (guest, shim) = (read("envd")?, read("wrenn-shim")?);
+        let guest_bytes = guest.len() as u64;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let instance = Instance::open(&args.data)?;
+        let options = Options {
+            data_dir: args.data.clone(),
+            qemu: None,
+            firecracker: None,
+            network: NetworkConfig::default(),
+            depth: Depth::Choose,
+        };
+        let capabilities = runtime.block_on(probe::look(&options));
+        let host = Host {
+            images: ImageStore::open(&args.data, guest)?,
+            network: Network::open(instance.tag(), instance.dir(), NetworkConfig::default())?,
+            storage: Arc::new(Qcow2),
+            vmm: vmm(&capabilities)?,
+            shim_program: install_shim(&instance, &shim)?,
+            memory: Mib::holding(capabilities.memory_total()),
+            instance,
+        };
+        Ok(Self { host, runtime, wrenn: args.wrenn.clone(), data: args.data.clone(), guest_bytes })
+    }
+
+    /// What every sandbox is asked to be.
+    pub fn request(&self) -> Request {
+        Request {
+            template: TEMPLATE.to_owned(),
+            kernel: None,
+            shape: Shape { vcpus: VCPUS, memory: MEMORY, disk: None },
+            ready_limit: READY_LIMIT,
+        }
+    }
+
+    /// The VMM, for people.
+    pub fn vmm_words(&self) -> String {
+        let vmm = self.host.vmm.describe();
+        format!("{} {}, {}", vmm.driver, vmm.version, vmm.accel)
+    }
+}
+
+fn vmm(capabilities: &probe::Capabilities) -> Result<Box<dyn Vmm>> {
+    let chosen = capabilities.choose(&Wishes::default())?;
+    match chosen.vmm.value {
+        VmmKind::Qemu => {
+            let found = capabilities.qemu().context("QEMU was chosen but is not there")?;
+            let tsc_khz = wrenn_sys::tsc::khz(TSC_WINDOW);
+            Ok(Box::new(Qemu::new(found.path.clone(), found.version.to_string(), chosen.accel.value, tsc_khz)))
+        }
+        VmmKind::Firecracker => bail!("only QEMU is measured; this host would run Firecracker"),
+    }
+}
