@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(word_of_path(Path::new("/home")), None);
         assert_eq!(word_of_path(Path::new("/")), None);
         assert_eq!(word_of_path(Path::new("/build/wrenn")), Some("/build/wrenn/".to_owned()));
-        let sources = "URIs: http://mirror.example.net/debian\ndeb https://deb.debian.org/debian bookworm main";
+        let sources = "URIs: http://mirror.example.net/debian\ndeb https://archive.ubuntu.com/ubuntu noble main";
         assert_eq!(hosts_in(sources), ["mirror.example.net"]);
     }
 }
