@@ -11,15 +11,17 @@ use crate::Round;
 use crate::program::{children, peak_rss, read_off, wrenn_run};
 use crate::setting::Setting;
 
-/// Output of the command.
-const OUTPUT_BYTES: u64 = 100_000_000;
+/// Output of the command, in writes of [`WRITE_BYTES`]: with the small ones of `head` an emulated guest takes a minute.
+const OUTPUT_BYTES: u64 = WRITES * WRITE_BYTES;
+const WRITES: u64 = 1600;
+const WRITE_BYTES: u64 = 64 * 1024;
 /// The exit code of `wrenn run` when Wrenn itself failed.
 const EXIT_FAILED: i32 = 125;
 
 /// Peak memory with the command still running behind its output, then the VMM is killed.
 pub fn take(setting: &Setting, round: &mut Round) -> Result<()> {
     round.doing("100 MB of output through wrenn run");
-    let script = format!("echo; head -c {OUTPUT_BYTES} /dev/zero; cat");
+    let script = format!("echo; dd if=/dev/zero bs={WRITE_BYTES} count={WRITES} 2>/dev/null; cat");
     let (running, stdin, mut stdout) = wrenn_run(setting, &[], &["sh", "-c", &script])?;
     read_off(&mut stdout, 1).context("the command did not start")?;
     let begun = Instant::now();

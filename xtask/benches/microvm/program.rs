@@ -113,11 +113,16 @@ fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(u64::try_from(time.num_nanoseconds())?))
 }
 
-/// The children of a process's main thread.
+/// The children of a process, whichever of its threads started them.
 pub fn children(pid: u32) -> Result<Vec<u32>> {
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    Ok(text.split_whitespace().map(str::parse).collect::<Result<_, _>>()?)
+    let folder = format!("/proc/{pid}/task");
+    let mut children = Vec::new();
+    for thread in fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))? {
+        // A thread that has ended meanwhile has given its children to another.
+        let text = fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
+        children.extend(text.split_whitespace().map(str::parse).collect::<Result<Vec<u32>, _>>()?);
+    }
+    Ok(children)
 }
 
 /// The most memory a living process had resident, in bytes.
