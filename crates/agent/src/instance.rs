@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   WRENN_DIR/                     mode 0700            /run/wrenn/TAG/
-//!     instance.json  tag             the one truth        owner            which WRENN_DIR this tag belongs to
+//!     instance.json  tag             the one truth        owner -> DIR     which WRENN_DIR this tag belongs to
 //!     agent.key      Ed25519         mode 0600            <sandbox id>/    sockets of its shim and its VMM
 //!     lock           held by who sweeps
 //!     sandboxes/<id>/ manifest, lock, disk, console
@@ -76,7 +76,7 @@ pub enum InstanceError {
         /// Its tag.
         tag: InstanceTag,
         /// The folder that has it already.
-        owner: String,
+        owner: PathBuf,
     },
     /// No tag was free.
     #[error("no free instance tag found in {TAG_TRIES} tries; is /run/wrenn full of old folders?")]
@@ -283,21 +283,39 @@ fn new_tag(dir: &Path, file: &Path) -> Result<InstanceTag, InstanceError> {
 }
 
 /// Makes /run/wrenn/TAG ours; answers the other owner when it is not. A folder that no longer holds the tag lost it.
-fn claim(dir: &Path, tag: InstanceTag) -> Result<Option<String>, InstanceError> {
+///
+/// The claim is a symbolic link: it is there whole or not at all, and needs no temporary file that a killed process could
+/// leave behind.
+fn claim(dir: &Path, tag: InstanceTag) -> Result<Option<PathBuf>, InstanceError> {
     let run_dir = Path::new(RUN_DIR).join(tag.as_str());
     make_private_dir(&run_dir)?;
-    let owner_file = run_dir.join("owner");
+    let link = run_dir.join("owner");
     let _one_claims = lock(&run_dir.join("owner.lock"))?;
-    let ours = dir.to_string_lossy();
-    let owner = durable::read(&owner_file, FILE_BYTES_MAX).map_err(io_error("read", &owner_file))?;
-    if let Some(owner) = owner.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        && owner != ours
-        && tag_of(Path::new(&owner)) == Some(tag)
-    {
-        return Ok(Some(owner));
+    match read_owner(&link).map_err(io_error("read", &link))? {
+        Owner::Folder(owner) if owner == dir => return Ok(None),
+        Owner::Folder(owner) if tag_of(&owner) == Some(tag) => return Ok(Some(owner)),
+        Owner::Folder(_) | Owner::NotALink => std::fs::remove_file(&link).map_err(io_error("remove", &link))?,
+        Owner::Nobody => {}
     }
-    durable::replace(&owner_file, ours.as_bytes()).map_err(io_error("write", &owner_file))?;
+    std::os::unix::fs::symlink(dir, &link).map_err(io_error("make the link", &link))?;
     Ok(None)
+}
+
+/// Whose claim a tag's folder shows.
+enum Owner {
+    Nobody,
+    Folder(PathBuf),
+    /// Something that names nobody.
+    NotALink,
+}
+
+fn read_owner(link: &Path) -> io::Result<Owner> {
+    match std::fs::read_link(link) {
+        Ok(folder) => Ok(Owner::Folder(folder)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Owner::Nobody),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(Owner::NotALink),
+        Err(error) => Err(error),
+    }
 }
 
 fn tag_of(dir: &Path) -> Option<InstanceTag> {

@@ -122,7 +122,7 @@ impl World {
         if self.dir().join("instance.json").exists() {
             let tag = self.tag();
             let run_dir = PathBuf::from("/run/wrenn").join(&tag);
-            left.extend(entries(run_dir).into_iter().filter(|path| !path.contains("/owner")));
+            left.extend(entries(run_dir).into_iter().filter(|path| !is_claim(path)));
             left.extend(entries("/run/wrenn/netns".into()).into_iter().filter(|path| path.contains(&tag)));
             left.extend(Host::now().lines.into_iter().filter(|line| line.contains(&tag)));
         }
@@ -134,6 +134,11 @@ impl World {
     pub fn host_changes(&self) -> Vec<String> {
         self.before.difference(&Host::now())
     }
+}
+
+/// The instance's claim on its tag, which stays with its folder.
+fn is_claim(path: &str) -> bool {
+    path.ends_with("/owner") || path.ends_with("/owner.lock")
 }
 
 /// A `wrenn` that runs.
