@@ -35,7 +35,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use client::{Client, ClientError};
 pub use frame::{Decoder, FRAME_MAX, FrameError};
-pub use spec::{Console, Credentials, InheritedFd, Resource, Rlimit, SPEC_VERSION, Spec, SpecError, Vmm};
+pub use spec::{
+    Console, Credentials, InheritedFd, Jail, JailEntry, Resource, Rlimit, SPEC_VERSION, Spec, SpecError, Vmm,
+};
 
 /// The oldest protocol version this code speaks.
 pub const PROTOCOL_MIN: u32 = 1;

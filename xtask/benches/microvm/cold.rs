@@ -62,7 +62,7 @@ async fn plain_ready(setting: &Setting) -> Result<Duration> {
 
 async fn boot(setting: &Setting, lease: &Lease) -> Result<Duration> {
     let folder = tempfile::tempdir()?;
-    let Launch { program, args, descriptors } = setting.host.vmm.plan(vm(setting, lease, folder.path())?)?;
+    let Launch { program, args, descriptors, jail: _ } = setting.host.vmm.plan(vm(setting, lease, folder.path())?)?;
     // Its console is read, as our shim reads ours: a pipe that fills up would stop the guest.
     let (console, console_writer) = io::pipe()?;
     drain(console);

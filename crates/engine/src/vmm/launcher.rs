@@ -175,6 +175,7 @@ fn describe(spec: &LaunchSpec<'_>) -> Spec {
             env: Vec::new(),
             cwd: PathBuf::from("/"),
             credentials: Some(Credentials { uid: spec.uid, gid: spec.uid, groups: Vec::new() }),
+            jail: spec.launch.jail.clone(),
             netns: Some(spec.netns.to_owned()),
             cgroup: None,
             fds: fds.map(|((_, vmm), shim)| InheritedFd { shim, vmm: *vmm }).collect(),

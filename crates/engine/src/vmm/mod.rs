@@ -19,6 +19,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use wrenn_proto::shim::Jail;
+
 use crate::units::Mib;
 
 pub use launcher::{LaunchError, LaunchSpec, Shim, VmEnd, launch};
@@ -112,6 +114,8 @@ pub struct Launch {
     pub args: Vec<String>,
     /// Descriptors it inherits, each under the number its arguments name.
     pub descriptors: Vec<(OwnedFd, i32)>,
+    /// The root it is locked into; `None` for a VMM that opens nothing by name.
+    pub jail: Option<Jail>,
 }
 
 /// Why a VM cannot be started or held. The VMM's own words are in `detail`.
@@ -128,6 +132,9 @@ pub enum VmmError {
         #[source]
         source: std::io::Error,
     },
+    /// Hardware virtualization was there when the host was probed, and is not now.
+    #[error("cannot open /dev/kvm; `wrenn doctor` says more")]
+    Kvm(#[source] std::io::Error),
     /// The VMM did not answer in time.
     #[error("the VMM did not answer `{command}` within {} ms; it hangs or the host is overloaded", .limit.as_millis())]
     Deadline {

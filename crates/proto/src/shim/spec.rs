@@ -57,6 +57,9 @@ pub struct Vmm {
     /// Its user; without it, the shim's own with all its rights.
     #[serde(default)]
     pub credentials: Option<Credentials>,
+    /// A root of its own; the program's path is then one in there.
+    #[serde(default)]
+    pub jail: Option<Jail>,
     /// The network namespace's handle.
     #[serde(default)]
     pub netns: Option<PathBuf>,
@@ -85,6 +88,44 @@ pub struct Credentials {
     /// Supplementary groups.
     #[serde(default)]
     pub groups: Vec<u32>,
+}
+
+/// What a VMM sees as `/`: a small file system in memory, in a mount namespace of its own, that holds these and nothing
+/// else, and is read-only once it is built. It is gone with its last process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Jail {
+    /// An empty folder of the host over which it is mounted; nobody else sees that.
+    pub mount_point: PathBuf,
+    /// What is in there. Folders on the way are made.
+    pub entries: Vec<JailEntry>,
+}
+
+/// One thing in a [`Jail`], at `path` as seen from inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, tag = "kind", rename_all = "snake_case")]
+pub enum JailEntry {
+    /// A device node of the same number as the host's `source`, mode 0600, the VMM's user's own.
+    Device {
+        /// Its place inside.
+        path: PathBuf,
+        /// The host's node.
+        source: PathBuf,
+    },
+    /// A file or folder of the host, mounted read-only.
+    ReadOnly {
+        /// Its place inside.
+        path: PathBuf,
+        /// On the host.
+        source: PathBuf,
+    },
+    /// A folder of the host in which the VMM may make files, mounted without devices and programs.
+    Writable {
+        /// Its place inside.
+        path: PathBuf,
+        /// On the host.
+        source: PathBuf,
+    },
 }
 
 /// A descriptor that is handed on.

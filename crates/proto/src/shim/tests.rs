@@ -11,6 +11,7 @@ fn spec() -> Spec {
             env: vec![("PATH".into(), "/usr/bin".into())],
             cwd: "/".into(),
             credentials: Some(Credentials { uid: 70_000, gid: 70_000, groups: vec![104] }),
+            jail: None,
             netns: Some("/run/wrenn/netns/wrn-abcd-1".into()),
             cgroup: None,
             fds: vec![InheritedFd { shim: 4, vmm: 3 }, InheritedFd { shim: 5, vmm: 4 }],

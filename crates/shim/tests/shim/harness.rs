@@ -43,6 +43,7 @@ impl Plan {
                 env: vec![("PATH".into(), "/usr/bin:/bin".into())],
                 cwd: "/".into(),
                 credentials: None,
+                jail: None,
                 netns: None,
                 cgroup: None,
                 fds: vec![],

@@ -14,6 +14,7 @@ const MEMORY: i32 = 11;
 const KERNEL: i32 = 12;
 const INITRAMFS: i32 = 13;
 const TAP: i32 = 14;
+const KVM: i32 = 15;
 const FIRST_DISK: i32 = 20;
 
 /// A microvm of exactly 2048 MiB never gets to a packed kernel (QEMU 10.0 with SeaBIOS): two more boot.
@@ -38,10 +39,19 @@ pub(super) fn usable_memory(asked: Mib) -> Mib {
     if asked == UNBOOTABLE { INSTEAD } else { asked }
 }
 
+/// What executes the guest's instructions, ready to be handed over.
+#[derive(Debug)]
+pub(super) enum Executor {
+    /// `/dev/kvm`, opened by us: QEMU's user may not.
+    Kvm(OwnedFd),
+    /// Translation.
+    Tcg,
+}
+
 /// The arguments for `vm`, and the descriptors under the numbers they name.
-pub(super) fn plan(vm: VmSpec, control: OwnedFd, accel: Accel) -> (Vec<String>, Vec<(OwnedFd, i32)>) {
+pub(super) fn plan(vm: VmSpec, control: OwnedFd, executor: Executor) -> (Vec<String>, Vec<(OwnedFd, i32)>) {
     let mut line = Line::default();
-    machine(&mut line, &vm, accel);
+    machine(&mut line, &vm, &executor);
     kernel(&mut line, &vm.command_line);
     consoles(&mut line);
     disk(&mut line, &vm.disk);
@@ -57,6 +67,9 @@ pub(super) fn plan(vm: VmSpec, control: OwnedFd, accel: Accel) -> (Vec<String>, 
         (vm.initramfs, INITRAMFS),
         (vm.tap, TAP),
     ];
+    if let Executor::Kvm(device) = executor {
+        descriptors.push((device, KVM));
+    }
     descriptors.extend(vm.disk.into_iter().zip(FIRST_DISK..).map(|(disk, number)| (disk.file, number)));
     (line.0, descriptors)
 }
@@ -74,7 +87,7 @@ impl Line {
     }
 }
 
-fn machine(line: &mut Line, vm: &VmSpec, accel: Accel) {
+fn machine(line: &mut Line, vm: &VmSpec, executor: &Executor) {
     let memory = usable_memory(vm.memory);
     // ACPI stays on: Debian's kernel finds its virtio-mmio devices in no other way.
     line.option("-M", "microvm,memory-backend=m0");
@@ -86,12 +99,13 @@ fn machine(line: &mut Line, vm: &VmSpec, accel: Accel) {
     line.option("-object", backend);
     line.option("-m", memory.0.to_string());
     line.option("-smp", vm.vcpus.to_string());
-    match accel {
-        Accel::Kvm => {
-            line.option("-accel", "kvm");
+    match executor {
+        Executor::Kvm(_) => {
+            line.option("-add-fd", format!("fd={KVM},set={KVM}"));
+            line.option("-accel", format!("kvm,device=/dev/fdset/{KVM}"));
             line.option("-cpu", "host");
         }
-        Accel::Tcg => {
+        Executor::Tcg => {
             line.option("-accel", "tcg,thread=multi");
             line.option("-cpu", "max");
         }
@@ -188,7 +202,7 @@ mod tests {
 
     #[test]
     fn the_disk_chain_is_spelled_out_with_only_the_top_writable() {
-        let (args, descriptors) = plan(vm(Mib(256)), null(), Accel::Tcg);
+        let (args, descriptors) = plan(vm(Mib(256)), null(), Executor::Tcg);
         let node: serde_json::Value = serde_json::from_str(value(&args, "-blockdev")).unwrap();
         assert_eq!(node["file"]["filename"], "/dev/fdset/20");
         assert_eq!(node["read-only"], false);
@@ -202,14 +216,14 @@ mod tests {
 
     #[test]
     fn memory_is_private_over_a_read_only_base() {
-        let (args, _) = plan(vm(Mib(256)), null(), Accel::Tcg);
+        let (args, _) = plan(vm(Mib(256)), null(), Executor::Tcg);
         let object = value(&args, "-object");
         assert!(object.contains("size=256M") && object.contains("share=off,readonly=on,rom=off"), "{object}");
     }
 
     #[test]
     fn the_size_that_never_boots_is_stepped_over() {
-        let (args, _) = plan(vm(Mib(2048)), null(), Accel::Tcg);
+        let (args, _) = plan(vm(Mib(2048)), null(), Executor::Tcg);
         assert_eq!(value(&args, "-m"), "2050");
         assert!(value(&args, "-object").contains("size=2050M"));
         assert_eq!(usable_memory(Mib(2046)), Mib(2046));
@@ -217,9 +231,10 @@ mod tests {
 
     #[test]
     fn every_privilege_is_denied_and_nothing_is_opened_by_name() {
-        let (args, _) = plan(vm(Mib(256)), null(), Accel::Kvm);
+        let (args, _) = plan(vm(Mib(256)), null(), Executor::Kvm(null()));
         assert_eq!(value(&args, "-sandbox"), "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
         assert_eq!(value(&args, "-cpu"), "host");
+        assert_eq!(value(&args, "-accel"), "kvm,device=/dev/fdset/15");
         let by_name = args.iter().any(|arg| arg.contains("/run/") || arg.contains("/var/") || arg.contains("ifname"));
         assert!(!by_name, "{args:?}");
     }

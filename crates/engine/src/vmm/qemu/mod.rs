@@ -8,12 +8,14 @@
 mod command_line;
 mod control;
 
+use std::fs::OpenOptions;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use rustix::fs::{Mode, chmod};
 
+use self::command_line::Executor;
 use super::{Accel, Description, DriverKind, Launch, Machine, VmSpec, Vmm, VmmError};
 use crate::units::Mib;
 
@@ -49,12 +51,24 @@ impl Vmm for Qemu {
 
     fn plan(&self, vm: VmSpec) -> Result<Launch, VmmError> {
         let control = listen(&vm.control_socket)?;
-        let (args, descriptors) = command_line::plan(vm, control.into(), self.description.accel);
-        Ok(Launch { program: self.program.clone(), args, descriptors })
+        let (args, descriptors) = command_line::plan(vm, control.into(), self.executor()?);
+        Ok(Launch { program: self.program.clone(), args, descriptors, jail: None })
     }
 
     async fn attach(&self, control_socket: &Path) -> Result<Box<dyn Machine>, VmmError> {
         Ok(Box::new(control::Qmp::connect(control_socket).await?))
+    }
+}
+
+impl Qemu {
+    fn executor(&self) -> Result<Executor, VmmError> {
+        match self.description.accel {
+            Accel::Tcg => Ok(Executor::Tcg),
+            Accel::Kvm => {
+                let device = OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(VmmError::Kvm)?;
+                Ok(Executor::Kvm(device.into()))
+            }
+        }
     }
 }
 
