@@ -50,32 +50,29 @@ pub fn install(built: &Path) -> Result<PathBuf> {
 
 fn static_programs() -> Result<()> {
     let step = Step::start_loud("building the static guest and shim");
-    let target_dir = cargo::root().join("target/guest");
     // One after the other: built together they would share features, and the shim is small by having few.
     for (package, program) in STATIC {
-        cargo::job([
-            "build",
-            "--locked",
-            "--profile",
-            "guest",
-            "--target",
-            TARGET,
-            "--package",
-            package,
-            "--target-dir",
-        ])
+        let path = static_program(package, program)?;
+        let bytes = fs::metadata(&path).with_context(|| format!("cannot find {}", path.display()))?.len();
+        ensure!(bytes <= GUEST_BYTES_MAX, "{program} has {bytes} bytes, more than {GUEST_BYTES_MAX}");
+        step.note(&format!("{program}: {:.1} MB", bytes as f64 / 1e6));
+    }
+    step.done("built");
+    Ok(())
+}
+
+/// Builds one static program; returns its path.
+pub fn static_program(package: &str, program: &str) -> Result<PathBuf> {
+    let target_dir = cargo::root().join("target/guest");
+    cargo::job(["build", "--locked", "--profile", "guest", "--target", TARGET, "--package", package, "--target-dir"])
         .args([&target_dir])
         .without_env("CARGO_ENCODED_RUSTFLAGS")
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .show()?;
-        let path = target_dir.join(TARGET).join("guest").join(program);
-        let elf = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        ensure!(!has_interpreter(&elf)?, "{program} is not static: it asks for a dynamic loader");
-        ensure!(elf.len() as u64 <= GUEST_BYTES_MAX, "{program} has {} bytes, more than {GUEST_BYTES_MAX}", elf.len());
-        step.note(&format!("{program}: {:.1} MB", elf.len() as f64 / 1e6));
-    }
-    step.done("built");
-    Ok(())
+    let path = target_dir.join(TARGET).join("guest").join(program);
+    let elf = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(!has_interpreter(&elf)?, "{program} is not static: it asks for a dynamic loader");
+    Ok(path)
 }
 
 fn host_binary(profile: Profile) -> Result<PathBuf> {

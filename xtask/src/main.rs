@@ -1,7 +1,7 @@
 //! Automation of the Wrenn project, in Rust: `cargo xtask COMMAND`.
 //!
 //! [`setup`] makes the machine ready, [`build`] makes the one binary, [`demo`] shows it; [`check`] holds the code to
-//! its rules, [`mod@test`] runs everything that must pass, [`mod@bench`] measures. [`process`] alone starts programs.
+//! its rules, [`mod@test`] runs everything that must pass, [`testbed`] what needs another host, [`mod@bench`] measures. [`process`] alone starts programs.
 
 use std::process::ExitCode;
 
@@ -16,6 +16,7 @@ mod demo;
 mod process;
 mod setup;
 mod test;
+mod testbed;
 mod ui;
 
 /// Automation of the Wrenn project.
@@ -44,6 +45,9 @@ enum Command {
     Test(test::Args),
     /// The whole of the fault matrix that `test` samples
     Soak(test::SoakArgs),
+    /// Run something in an emulated host that has KVM, device-mapper and cgroups
+    #[command(subcommand)]
+    Testbed(testbed::Command),
     /// Measure, as a table and as JSON
     Bench(bench::Args),
     /// Run a test program where nothing can reach a real network, and sweep for leaks (used by `test`)
@@ -77,6 +81,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check => check::run()?,
         Command::Test(args) => return test::run(&args),
         Command::Soak(args) => return test::soak(&args),
+        Command::Testbed(command) => return testbed::run(&command),
         Command::Bench(args) => bench::run(&args)?,
         Command::Isolated { command } => return test::isolated(&command),
     }

@@ -36,12 +36,20 @@ pub struct Job {
     env: Vec<(String, Option<OsString>)>,
     dir: Option<PathBuf>,
     deadline: Duration,
+    input: bool,
 }
 
 impl Job {
     /// A job for `program`: a name looked up in PATH and the system's sbin folders, or a path.
     pub fn new(program: impl Into<String>) -> Self {
-        Self { program: program.into(), args: Vec::new(), env: Vec::new(), dir: None, deadline: DEADLINE_DEFAULT }
+        Self {
+            program: program.into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            dir: None,
+            deadline: DEADLINE_DEFAULT,
+            input: false,
+        }
     }
 
     /// Adds arguments.
@@ -74,6 +82,12 @@ impl Job {
         self
     }
 
+    /// Gives the program xtask's own standard input; without this it has none.
+    pub fn with_input(mut self) -> Self {
+        self.input = true;
+        self
+    }
+
     /// Runs with xtask's own stdout and stderr; anything but success is an error.
     pub fn show(self) -> Result<()> {
         let status = self.show_status()?;
@@ -82,9 +96,7 @@ impl Job {
 
     /// Like [`Job::show`], but returns how the program ended.
     pub fn show_status(&self) -> Result<ExitStatus> {
-        let mut child = self.spawn(|command| {
-            command.stdin(Stdio::null());
-        })?;
+        let mut child = self.spawn(|_| {})?;
         self.wait(&mut child, Instant::now() + self.deadline)
     }
 
@@ -146,7 +158,7 @@ impl Job {
         let program =
             find_program(&self.program).ok_or_else(|| anyhow!("cannot find the program `{}`", self.program))?;
         let mut command = Command::new(program);
-        command.args(&self.args).stdin(Stdio::null());
+        command.args(&self.args).stdin(if self.input { Stdio::inherit() } else { Stdio::null() });
         for (name, value) in &self.env {
             match value {
                 Some(value) => command.env(name, value),

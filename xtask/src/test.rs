@@ -8,9 +8,9 @@
 
 use std::fs;
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::mount::{MountFlags, mount};
@@ -19,12 +19,13 @@ use crate::build::Profile;
 use crate::process::{self, Job};
 use crate::setup::{self, Scope};
 use crate::ui::Step;
-use crate::{build, cargo, check, demo};
+use crate::{build, cargo, check, demo, testbed};
 
 mod summary;
 mod sweep;
 
 use summary::Summary;
+pub use summary::{Outcome, Rung, Tally};
 use sweep::World;
 
 /// All tests together, on a small machine.
@@ -33,13 +34,16 @@ const TESTS_DEADLINE: Duration = Duration::from_secs(40 * 60);
 /// Where the host keeps sockets, slot leases and namespaces of all instances; tests get their own.
 const RUN_DIR: &str = "/run/wrenn";
 
+/// The rung that needs nothing: everything but what is named `testbed_*`, with the drivers that run on any machine.
+const BARE: &str = "this machine: qemu+tcg+qcow2";
+
 /// Templates that tests boot.
 const TEMPLATES: [&str; 2] = ["minimal", "base"];
 
 /// What to test, and how much around it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only build and run the tests: no set-up, no checks
+    /// Only build and run the tests: no set-up, no checks, no emulated host
     #[arg(long)]
     quick: bool,
     /// Further arguments of cargo nextest, such as -E 'test(root_)'
@@ -81,14 +85,31 @@ fn run_with(args: &Args, variables: &[(&str, String)]) -> Result<ExitCode> {
         check::run()?;
     }
     let wrenn = build::run(Profile::Dev)?;
-    let data = cargo::root().join("target/test-data");
-    for template in TEMPLATES {
-        demo::template_job(&wrenn, template)?.env("WRENN_DIR", &data).show()?;
-    }
+    prepare_images(&wrenn)?;
     let step = Step::start_loud("building the tests");
     nextest(&["--no-run"], args).within(TESTS_DEADLINE).show()?;
     step.done("built");
-    run_isolated(args, &data, variables)
+    let mut tallies = vec![run_isolated(args, variables)?];
+    if !args.quick {
+        tallies.extend(testbed::rungs(None)?);
+    }
+    Ok(conclude(&tallies))
+}
+
+/// Where the images of the tests are.
+pub fn data_dir() -> PathBuf {
+    cargo::target_dir().join("test-data")
+}
+
+/// Builds the templates that tests boot, where they are not there yet.
+pub fn prepare_images(wrenn: &Path) -> Result<()> {
+    TEMPLATES.iter().try_for_each(|template| demo::template_job(wrenn, template)?.env("WRENN_DIR", data_dir()).show())
+}
+
+/// Says what ran where, last of all; the exit code says whether everything passed.
+pub fn conclude(tallies: &[Tally]) -> ExitCode {
+    summary::print(tallies);
+    if tallies.iter().all(Tally::is_good) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn nextest(extra: &[&str], args: &Args) -> Job {
@@ -96,8 +117,8 @@ fn nextest(extra: &[&str], args: &Args) -> Job {
 }
 
 /// Runs the tests in a copy of ourselves that has left the host's network; the host must be as before.
-fn run_isolated(args: &Args, data: &Path, variables: &[(&str, String)]) -> Result<ExitCode> {
-    eprintln!("==> tests, with no way out to any network");
+fn run_isolated(args: &Args, variables: &[(&str, String)]) -> Result<Tally> {
+    eprintln!("==> {BARE}, with no way out to any network");
     let before = sweep::Network::observe()?;
     let scratch = tempfile::Builder::new().prefix("wt").tempdir().context("cannot make a folder for the tests")?;
     let myself = std::env::current_exe().context("cannot find xtask itself")?;
@@ -106,16 +127,17 @@ fn run_isolated(args: &Args, data: &Path, variables: &[(&str, String)]) -> Resul
         .args(["isolated", "--", &cargo, "nextest", "run", "--workspace", "--locked", "--offline"])
         .args(&args.nextest)
         .env("TMPDIR", scratch.path())
-        .env("WRENN_TEST_IMAGES", data)
+        .env("WRENN_TEST_IMAGES", data_dir())
         .env("CARGO_TERM_COLOR", if std::io::stderr().is_terminal() { "always" } else { "never" })
         .dir(cargo::root())
         .within(TESTS_DEADLINE);
-    let status = variables.iter().fold(job, |job, (name, value)| job.env(name, value)).show_status()?;
+    let (began, mut rung) = (Instant::now(), Rung::default());
+    let status = variables.iter().fold(job, |job, (name, value)| job.env(name, value)).lines(|line| rung.line(line))?;
     ensure!(
         sweep::Network::observe()? == before,
         "the tests changed this host's own network: its firewall rules, routes, links or forwarding are not as before"
     );
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(rung.finish(BARE, status.success(), began.elapsed()))
 }
 
 /// Runs a test program with a network and a `/run/wrenn` of its own, and sweeps for what it leaves behind.

@@ -16,6 +16,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("wrenn-agent", &["wrenn-engine", "wrenn-proto", "wrenn-sys"]),
     ("wrenn", &["wrenn-agent", "wrenn-engine", "wrenn-proto", "wrenn-sys"]),
     ("wrenn-testworld", &["wrenn-engine", "wrenn-sys"]),
+    ("wrenn-testbed-runner", &["wrenn-sys"]),
+    ("wrenn-testbed", &["wrenn-engine", "wrenn-sys", "wrenn-testbed-runner"]),
     ("xtask", &["wrenn-sys"]),
 ];
 

@@ -18,13 +18,13 @@ mod cpio;
 mod deb;
 mod ext4;
 mod files;
-mod initramfs;
+pub mod initramfs;
 mod kernel;
 mod minimal;
-mod modules;
+pub mod modules;
 mod template;
 mod tree;
-mod vmlinux;
+pub mod vmlinux;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -34,6 +34,7 @@ use std::sync::{Arc, OnceLock};
 use sha2::{Digest, Sha256};
 
 pub use apt::AptError;
+pub use base::{Sources, sources};
 pub use deb::DebError;
 pub use ext4::Ext4Error;
 pub use files::FileError;

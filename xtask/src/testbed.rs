@@ -1,0 +1,255 @@
+//! The emulated host for people and for `test`: builds what goes in, and says what to run there.
+//!
+//! The testbed itself (`testbed/`) boots the host and runs one job. Here is what a job of this project is: wrenn with its
+//! images, or the tests' programs at the very paths at which they were built. Each rung is one boot:
+//!
+//! | rung | what runs |
+//! |---|---|
+//! | `parts` | tests named `testbed_*`: device-mapper, cgroups, jail, drivers |
+//! | `qemu+kvm+dm` | the end-to-end tests, with these drivers |
+//! | `firecracker+kvm+dm` | the same, where a Firecracker is there; else one loud line says that it did not run |
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use serde::Deserialize;
+
+use crate::build::{self, Profile};
+use crate::process::{Job, find_program};
+use crate::test::{Outcome, Rung, Tally};
+use crate::ui::Step;
+use crate::{cargo, demo, setup, test};
+
+/// Booting, and all tests of one rung.
+const RUNG_DEADLINE: Duration = Duration::from_secs(20 * 60);
+/// A person's job ends when the person wants.
+const JOB_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Where the emulated host has an instance's data, as a new user would.
+const WRENN_DIR: &str = "/var/lib/wrenn";
+const PROGRAMS: &str = "/usr/local/bin";
+
+/// What to do in the emulated host.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command there, with `wrenn` and its images at their places
+    Run {
+        /// The command and its arguments
+        #[arg(trailing_var_arg = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Run the tests that need such a host
+    Test {
+        /// Only tests of this nextest filter, such as `test(seal)`
+        filter: Option<String>,
+    },
+    /// A shell there
+    Shell,
+}
+
+/// Does it; the exit code is the job's.
+pub fn run(command: &Command) -> Result<ExitCode> {
+    setup::run(setup::Scope::Develop)?;
+    match command {
+        Command::Run { command } => job(command, false),
+        Command::Shell => job(&["bash".to_owned(), "-l".to_owned()], true),
+        Command::Test { filter } => {
+            let wrenn = build::run(Profile::Dev)?;
+            test::prepare_images(&wrenn)?;
+            let tallies = rungs(filter.as_deref())?;
+            Ok(test::conclude(&tallies))
+        }
+    }
+}
+
+/// A person's job.
+fn job(command: &[String], terminal: bool) -> Result<ExitCode> {
+    let wrenn = build::run(Profile::Dev)?;
+    demo::template_job(&wrenn, "minimal")?.env("WRENN_DIR", test::data_dir()).show()?;
+    let mut testbed = Testbed::build()?;
+    testbed.put(&wrenn, Path::new(PROGRAMS).join("wrenn"));
+    for images in ["kernels", "templates"] {
+        testbed.put(&test::data_dir().join(images), Path::new(WRENN_DIR).join(images));
+    }
+    testbed.args.extend(["--volume".to_owned(), WRENN_DIR.to_owned()]);
+    if let Some(firecracker) = firecracker() {
+        testbed.put(&firecracker, Path::new(PROGRAMS).join("firecracker"));
+    }
+    if terminal {
+        testbed.args.push("--terminal".to_owned());
+    }
+    let status = testbed.job(command).within(JOB_DEADLINE).with_input().show_status()?;
+    Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)))
+}
+
+/// The rungs that need an emulated host, one after the other: each has it for itself.
+pub fn rungs(filter: Option<&str>) -> Result<Vec<Tally>> {
+    let step = Step::start_loud("the testbed: tests for the emulated host");
+    let testbed = Testbed::build()?;
+    let tests = Tests::build()?;
+    step.done("built");
+    let mut tallies = vec![
+        rung(&testbed, &tests, "testbed: parts", None, "test(/(^|::)testbed_/)", filter)?,
+        rung(&testbed, &tests, "testbed: qemu+kvm+dm", Some("qemu+kvm+dm"), "binary(e2e)", filter)?,
+    ];
+    let name = "testbed: firecracker+kvm+dm";
+    tallies.push(match firecracker() {
+        Some(_) => rung(&testbed, &tests, name, Some("firecracker+kvm+dm"), "binary(e2e)", filter)?,
+        None => Tally {
+            rung: name.to_owned(),
+            outcome: Outcome::NotRun(
+                "there is no Firecracker: put a release binary (1.14.4 or newer, not 1.15.0) into PATH, or name it in \
+                 WRENN_FIRECRACKER"
+                    .to_owned(),
+            ),
+        },
+    });
+    Ok(tallies)
+}
+
+fn rung(
+    testbed: &Testbed,
+    tests: &Tests,
+    name: &str,
+    stack: Option<&str>,
+    which: &str,
+    filter: Option<&str>,
+) -> Result<Tally> {
+    eprintln!("==> {name}");
+    let (mut testbed, which) =
+        (testbed.clone(), filter.map_or(which.to_owned(), |filter| format!("({which}) & ({filter})")));
+    tests.pack(&mut testbed)?;
+    if let Some(firecracker) = firecracker() {
+        testbed.put(&firecracker, Path::new(PROGRAMS).join("firecracker"));
+    }
+    if let Some(stack) = stack {
+        testbed.env("WRENN_TEST_STACK", stack);
+    }
+    let began = Instant::now();
+    let mut rung = Rung::default();
+    let status = testbed.job(&tests.command(&which)?).within(RUNG_DEADLINE).lines(|line| rung.line(line))?;
+    Ok(rung.finish(name, status.success(), began.elapsed()))
+}
+
+/// The Firecracker of this host, where there is one.
+fn firecracker() -> Option<PathBuf> {
+    let named = std::env::var_os("WRENN_FIRECRACKER").map(PathBuf::from);
+    named.or_else(|| find_program("firecracker")).filter(|path| path.is_file())
+}
+
+/// The testbed's program, with the arguments of a job so far.
+#[derive(Clone, Debug)]
+struct Testbed {
+    program: PathBuf,
+    args: Vec<String>,
+}
+
+impl Testbed {
+    fn build() -> Result<Self> {
+        let runner = build::static_program("wrenn-testbed-runner", "wrenn-testbed-runner")?;
+        cargo::job(["build", "--locked", "--package", "wrenn-testbed"]).show()?;
+        let args = ["--cache", &shown(&cargo::target_dir().join("testbed")), "--runner", &shown(&runner)];
+        Ok(Self { program: cargo::target_dir().join("debug/wrenn-testbed"), args: args.map(str::to_owned).to_vec() })
+    }
+
+    fn put(&mut self, source: &Path, target: impl AsRef<Path>) {
+        self.args.extend(["--put".to_owned(), format!("{}={}", source.display(), target.as_ref().display())]);
+    }
+
+    fn env(&mut self, name: &str, value: &str) {
+        self.args.extend(["--env".to_owned(), format!("{name}={value}")]);
+    }
+
+    fn job(&self, command: &[String]) -> Job {
+        Job::new(shown(&self.program)).args(&self.args).args(["--"]).args(command)
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// The tests' programs and what the runner has to know of them.
+#[derive(Debug)]
+struct Tests {
+    /// What `cargo nextest list` says of the programs.
+    binaries: PathBuf,
+    /// What `cargo metadata` says.
+    metadata: PathBuf,
+    programs: Vec<PathBuf>,
+}
+
+/// The parts of nextest's list that name files.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct List {
+    rust_binaries: std::collections::BTreeMap<String, Binary>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Binary {
+    binary_path: PathBuf,
+}
+
+/// Packages with tests for the emulated host.
+const PACKAGES: [&str; 5] = ["wrenn-sys", "wrenn-engine", "wrenn-shim", "wrenn-agent", "wrenn"];
+
+impl Tests {
+    fn build() -> Result<Self> {
+        let folder = cargo::target_dir().join("testbed-list");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let packages = PACKAGES.iter().flat_map(|package| ["--package", package]);
+        let list = ["nextest", "list", "--locked", "--list-type", "binaries-only", "--message-format", "json"];
+        let listed = cargo::job(list).args(packages).capture()?;
+        let metadata = cargo::job(["metadata", "--locked", "--offline", "--format-version", "1"]).capture()?;
+        let parsed: List = serde_json::from_str(&listed).context("nextest's list is not understood")?;
+        let programs = parsed.rust_binaries.into_values().map(|binary| binary.binary_path).collect();
+        let tests = Self { binaries: folder.join("binaries.json"), metadata: folder.join("metadata.json"), programs };
+        fs::write(&tests.binaries, listed)?;
+        fs::write(&tests.metadata, metadata)?;
+        Ok(tests)
+    }
+
+    /// Puts everything at the paths at which it is here.
+    fn pack(&self, testbed: &mut Testbed) -> Result<()> {
+        let (root, target) = (cargo::root(), cargo::target_dir());
+        testbed.args.extend(["--volume".to_owned(), shown(root)]);
+        if !target.starts_with(root) {
+            testbed.args.extend(["--volume".to_owned(), shown(&target)]);
+        }
+        let own = std::env::current_exe().context("cannot find xtask itself")?;
+        let nextest =
+            find_program("cargo-nextest").context("cargo-nextest is not installed; `cargo xtask setup` does")?;
+        testbed.put(&nextest, Path::new(PROGRAMS).join("cargo-nextest"));
+        for file in self.programs.iter().chain([&self.binaries, &self.metadata, &own, &target.join("debug/wrenn")]) {
+            testbed.put(file, file);
+        }
+        for source in [".config", "crates", "Cargo.toml"] {
+            testbed.put(&root.join(source), root.join(source));
+        }
+        for images in ["kernels", "templates"] {
+            let images = test::data_dir().join(images);
+            testbed.put(&images, &images);
+        }
+        // Empty, and beside the images: the tests link them into folders of their own.
+        let scratch = cargo::target_dir().join("testbed-list/tmp");
+        fs::create_dir_all(&scratch)?;
+        testbed.put(&scratch, target.join("tmp"));
+        testbed.env("WRENN_TEST_IMAGES", &shown(&test::data_dir()));
+        testbed.args.extend(["--cwd".to_owned(), shown(root)]);
+        Ok(())
+    }
+
+    fn command(&self, which: &str) -> Result<Vec<String>> {
+        let own = std::env::current_exe().context("cannot find xtask itself")?;
+        let words = [&shown(&own), "isolated", "--", "cargo-nextest", "nextest", "run", "--profile", "testbed"];
+        let list = ["--binaries-metadata", &shown(&self.binaries), "--cargo-metadata", &shown(&self.metadata)];
+        let tests = ["--ignore-default-filter", "--no-tests", "pass", "-E", which];
+        Ok(words.into_iter().chain(list).chain(tests).map(str::to_owned).collect())
+    }
+}
