@@ -95,8 +95,9 @@ fn arguments(kernel: &Path, initramfs: &Path, disks: Disks<'_>, hardware: Hardwa
         }
         Accel::Tcg => {
             option("-accel", "tcg,thread=multi".to_owned());
-            // Page tables of five levels are not what its virtualization can nest.
-            option("-cpu", "max,la57=off".to_owned());
+            // Page tables of five levels are not what its virtualization can nest; string instructions are translated byte
+            // by byte, so its kernel should not take them for the fast ones.
+            option("-cpu", "max,la57=off,erms=off,fsrm=off".to_owned());
         }
     }
     option("-m", hardware.memory.0.to_string());

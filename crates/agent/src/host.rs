@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
+use wrenn_engine::cgroup::Cgroups;
 use wrenn_engine::image::ImageStore;
 use wrenn_engine::network::Network;
 use wrenn_engine::storage::Storage;
@@ -26,6 +27,8 @@ pub struct Host {
     pub storage: Arc<dyn Storage>,
     /// The VMM driver.
     pub vmm: Box<dyn Vmm>,
+    /// What sandboxes may use at most; `None` on a host without control groups of version 2.
+    pub cgroups: Option<Cgroups>,
     /// The shim's binary, unpacked.
     pub shim_program: PathBuf,
     /// Memory the host has in all.

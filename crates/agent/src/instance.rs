@@ -184,9 +184,9 @@ impl Places {
         self.dir.join("lock")
     }
 
-    /// The disk its VM writes.
+    /// What its VM writes on its disk.
     pub fn disk(&self) -> PathBuf {
-        self.dir.join("disk.qcow2")
+        self.dir.join("disk")
     }
 
     /// What the shim was told to start.

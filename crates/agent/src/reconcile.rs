@@ -9,8 +9,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use wrenn_engine::cgroup::{CgroupError, Cgroups};
 use wrenn_engine::names::{SandboxId, Slot, SlotName};
 use wrenn_engine::network::NetworkError;
+use wrenn_engine::storage::{self, StorageError};
 use wrenn_engine::vmm::Shim;
 use wrenn_sys::process::Identity;
 
@@ -34,6 +36,12 @@ pub enum SweepError {
     /// The network's objects.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// The control groups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The disks' devices.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
 }
 
 /// What a sweep took away.
@@ -50,11 +58,16 @@ pub async fn sweep(host: &Host) -> Result<Swept, SweepError> {
     let _one_sweeps = host.instance.lock()?;
     let mut swept = Swept::default();
     for id in sandboxes(&host.instance)? {
-        if sweep_sandbox(&host.instance, &id)? {
+        if sweep_sandbox(host, &id)? {
             tracing::warn!(sandbox = %id, "removed a sandbox whose owner was gone");
             swept.sandboxes.push(id);
         }
     }
+    if let Some(cgroups) = &host.cgroups {
+        sweep_cgroups(&host.instance, cgroups)?;
+    }
+    // Devices whose sandbox has no folder: somebody removed that by hand, or the disk it was on is another one now.
+    storage::dm::sweep(host.instance.tag(), &|id| host.instance.places(id).dir.exists())?;
     swept.slots = host.network.sweep().await?.removed;
     Ok(swept)
 }
@@ -74,15 +87,40 @@ pub fn sandboxes(instance: &Instance) -> Result<Vec<SandboxId>, InstanceError> {
 }
 
 /// Whether the sandbox had no owner and is gone now.
-fn sweep_sandbox(instance: &Instance, id: &SandboxId) -> Result<bool, InstanceError> {
+fn sweep_sandbox(host: &Host, id: &SandboxId) -> Result<bool, InstanceError> {
+    let instance = &host.instance;
     let places = instance.places(id);
     let lock_path = places.lock();
     let Some(_lock) = Lock::try_acquire(&lock_path).map_err(io_error("lock", &lock_path))? else {
         return Ok(false);
     };
     end_vm(instance, &places);
+    if let Some(cgroups) = &host.cgroups
+        && let Err(error) = cgroups.at(id).destroy()
+    {
+        tracing::error!(sandbox = %id, %error, "the control group of an orphan cannot be removed; the next start tries again");
+        return Ok(false);
+    }
+    // Not before its VM has ended: that has the device open. Whichever storage is chosen now: another one may have been
+    // when the disk was made.
+    if let Err(error) = storage::dm::sweep(instance.tag(), &|other| other != id) {
+        tracing::error!(sandbox = %id, %error, "the disk of an orphan cannot be removed; the next start tries again");
+        return Ok(false);
+    }
     Parts::remove_folders(&places);
     Ok(true)
+}
+
+/// Groups whose sandbox has no folder, and what is around them. A sandbox's folder is made before its group, under the
+/// lock that is held here, and removed after it.
+fn sweep_cgroups(instance: &Instance, cgroups: &Cgroups) -> Result<(), CgroupError> {
+    for id in cgroups.sandboxes()? {
+        if !instance.places(&id).dir.exists() {
+            tracing::warn!(sandbox = %id, "killing what runs in a control group without a sandbox");
+            cgroups.at(&id).destroy()?;
+        }
+    }
+    cgroups.tidy()
 }
 
 /// Ends shim and VMM. The shim is asked first; what still has the sandbox's spec as its argument (a shim that is stuck, or
@@ -166,4 +204,44 @@ fn runs_as(pid: u32, uid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     uids.is_some_and(|uids| uids.split_whitespace().next() == Some(uid.to_string().as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use wrenn_engine::cgroup::{Cgroup, Limits};
+    use wrenn_engine::units::Mib;
+    use wrenn_sys::spawn::{Child, ExitStatus, Spawn};
+
+    use super::*;
+
+    fn start_in(cgroup: &Cgroup) -> Child {
+        let folder = File::open(cgroup.path()).unwrap();
+        Spawn::new("/bin/sleep").arg("600").cgroup(folder.as_fd()).start().unwrap()
+    }
+
+    #[test]
+    fn testbed_a_group_whose_sandbox_has_no_folder_is_swept_with_what_runs_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let instance = Instance::open(dir.path()).unwrap();
+        let cgroups =
+            Cgroups::mounted(instance.tag(), Path::new(RUN_DIR)).expect("control groups; run this in the testbed");
+        let [orphan, owned] = [[1; 18], [2; 18]].map(SandboxId::from_random);
+        instance.places(&owned).make().unwrap();
+        let limits = Limits::of_vm(1, Mib(128), false);
+        let (lost, kept) = (cgroups.create(&orphan, limits).unwrap(), cgroups.create(&owned, limits).unwrap());
+        let (to_be_killed, to_live) = (start_in(&lost), start_in(&kept));
+
+        sweep_cgroups(&instance, &cgroups).unwrap();
+        assert_eq!(to_be_killed.wait().unwrap(), ExitStatus::Signalled(9));
+        assert!(to_live.try_wait().unwrap().is_none());
+        assert_eq!(cgroups.sandboxes().unwrap(), [owned]);
+
+        kept.destroy().unwrap();
+        to_live.wait().unwrap();
+        cgroups.tidy().unwrap();
+        assert!(!cgroups.shims().exists());
+    }
 }

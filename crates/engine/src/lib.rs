@@ -1,10 +1,11 @@
 //! The engine: *how* a host runs microVMs, never *whether* one should run.
 //!
-//! Each module owns one kind of host resource and knows nothing of the others: [`vmm`], [`storage`], [`network`]
-//! and [`image`] never import each other; the agent composes them. What they share is here: names of host objects
+//! Each module owns one kind of host resource and knows nothing of the others: [`vmm`], [`storage`], [`network`],
+//! [`cgroup`] and [`image`] never import each other; the agent composes them. What they share is here: names of host objects
 //! ([`names`]), units ([`units`]), limits ([`limits`]), the one command runner ([`command`]) and what this host can
 //! do ([`probe`]).
 
+pub mod cgroup;
 pub mod command;
 pub mod image;
 pub mod limits;

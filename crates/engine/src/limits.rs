@@ -2,6 +2,8 @@
 //!
 //! Limits of the guest side are in `crates/guest/src/limits.rs`; the two meet only on the wire.
 
+use std::time::Duration;
+
 use crate::units::Mib;
 
 /// Virtual CPUs of one sandbox. QEMU's microvm machine and Firecracker both stop at 32.
@@ -45,5 +47,42 @@ pub const DISK_FREE_LEAST: Mib = Mib(512);
 
 /// Free disk space that lets templates be built and sandboxes write: two Debian images and some room.
 pub const DISK_FREE_WANTED: Mib = Mib(4096);
+
+/// Layers that one disk may stand on: each is a device and a look-up of its own on the way of every read.
+pub const DISK_LAYERS_MAX: usize = 16;
+
+/// Tries to remove a device that is in use. A VMM that was just ended, or udev, lets go of it within a moment.
+pub const DEVICE_REMOVAL_TRIES: u32 = 5;
+
+/// The pause between two of them.
+pub const DEVICE_REMOVAL_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long somebody else may be at attaching the same image: a few system calls, on a host that is overloaded.
+pub const IMAGE_LOCK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Free space under the sandboxes' disks below which their CPUs stand still. A disk that finds no room loses all that it
+/// holds. This is what a host writes until the next look; what waits in its page cache is counted as written.
+pub const SPACE_RESERVE: Mib = Mib(512);
+
+/// Free space at which they go on. Apart from the reserve, or they would stop and go with every block.
+pub const SPACE_AMPLE: Mib = Mib(768);
+
+/// How often the free space is looked at (one system call): at 1 GiB/s a quarter of the reserve is written in between.
+pub const SPACE_LOOK_EVERY: Duration = Duration::from_millis(125);
+
+const _: () = assert!(SPACE_AMPLE.0 > SPACE_RESERVE.0, "or there is no hysteresis");
+const _: () = assert!(DISK_FREE_LEAST.0 >= SPACE_RESERVE.0, "or a sandbox is started only to stand still");
+/// Memory a sandbox may take beyond its guest's: the VMM itself (5 MiB for Firecracker, 100 for QEMU), the page tables of
+/// the guest's memory, kernel buffers. Cached parts of files count too, but give way.
+pub const VMM_MEMORY_OVERHEAD: Mib = Mib(160);
+
+/// Memory that QEMU may keep translated code in when there is no hardware virtualization; more than its default.
+pub const VMM_TRANSLATION_MEMORY: Mib = Mib(1024);
+
+/// CPU time a VMM may take beside its vCPUs, in microseconds per 100 ms: half a CPU for disk, network and console.
+pub const VMM_CPU_OVERHEAD_US: u64 = 50_000;
+
+/// Threads a VMM may have: its vCPUs, its I/O workers (64 at most), its main loop, and what KVM starts in its name.
+pub const VMM_THREADS_MAX: u32 = 64 + 32 + VCPUS_MAX;
 
 const _: () = assert!(SLOTS_MAX as u32 <= (1 << 15) / 2, "each slot takes two addresses of a /17");

@@ -171,18 +171,80 @@ impl SlotName {
     }
 }
 
+/// What a sandbox's disk is called in device-mapper: `wrenn-TAG-SANDBOX`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DiskName {
+    /// The instance that owns the disk.
+    pub tag: InstanceTag,
+    /// The sandbox whose disk it is.
+    pub sandbox: SandboxId,
+}
+
+impl DiskName {
+    const PREFIX: &'static str = "wrenn-";
+
+    /// The device that the sandbox's VM writes: `wrenn-TAG-SANDBOX`.
+    pub fn device(&self) -> String {
+        format!("{}{}-{}", Self::PREFIX, self.tag, self.sandbox)
+    }
+
+    /// A device of the same disk that the VM's one stands on, the lowest has level 0: `wrenn-TAG-SANDBOX-LEVEL`.
+    pub fn beneath(&self, level: u16) -> String {
+        format!("{}-{level}", self.device())
+    }
+
+    /// Reads a name made by [`DiskName::device`] or, with the level, by [`DiskName::beneath`].
+    pub fn parse(text: &str) -> Result<(Self, Option<u16>), NameError> {
+        let foreign = || NameError::new(text, "a disk of ours");
+        let (tag, rest) = text.strip_prefix(Self::PREFIX).and_then(|rest| rest.split_once('-')).ok_or_else(foreign)?;
+        let (sandbox, level) = match rest.split_once('-') {
+            Some((sandbox, level)) => (sandbox, Some(parse_number(level).ok_or_else(foreign)?)),
+            None => (rest, None),
+        };
+        Ok((Self { tag: tag.parse()?, sandbox: sandbox.parse()? }, level))
+    }
+}
+
 /// The nftables table (family `inet`) of an instance: `wrenn_TAG`.
 pub fn nft_table(tag: InstanceTag) -> String {
     format!("wrenn_{tag}")
 }
 
+const INSTANCE_CGROUP_PREFIX: &str = "wrenn-";
+
+/// The control group of the shims of an instance; no sandbox id looks like it.
+pub const SHIMS_CGROUP: &str = "shims";
+
+/// The control group of an instance: `wrenn-TAG`.
+pub fn instance_cgroup(tag: InstanceTag) -> String {
+    format!("{INSTANCE_CGROUP_PREFIX}{tag}")
+}
+
+/// Reads a name made by [`instance_cgroup`].
+pub fn parse_instance_cgroup(text: &str) -> Result<InstanceTag, NameError> {
+    text.strip_prefix(INSTANCE_CGROUP_PREFIX)
+        .ok_or_else(|| NameError::new(text, "a control group of ours"))
+        .and_then(str::parse)
+}
+
+/// The control group of a sandbox in that of its instance: its id.
+pub fn sandbox_cgroup(id: &SandboxId) -> String {
+    id.to_string()
+}
+
+/// Reads a name made by [`sandbox_cgroup`].
+pub fn parse_sandbox_cgroup(text: &str) -> Result<SandboxId, NameError> {
+    text.parse()
+}
+
 fn parse_slot(text: &str) -> Result<Slot, NameError> {
+    parse_number(text).and_then(Slot::new).ok_or_else(|| NameError::new(text, "a slot number"))
+}
+
+/// A number in the one form that we write it in.
+fn parse_number(text: &str) -> Option<u16> {
     let canonical = !text.starts_with('+') && (text == "0" || !text.starts_with('0'));
-    text.parse::<u16>()
-        .ok()
-        .filter(|_| canonical)
-        .and_then(Slot::new)
-        .ok_or_else(|| NameError::new(text, "a slot number"))
+    text.parse().ok().filter(|_| canonical)
 }
 
 fn is_name_byte(byte: &u8) -> bool {
@@ -233,6 +295,17 @@ mod tests {
         for text in ["wrn-abcd", "wrn-abc-1", "wrn-abcd-x", "cni-1234", "wrn-abcd-01"] {
             assert!(SlotName::parse_netns(text).is_err(), "{text}");
         }
+        let id = "sb0123456789abcdefgh";
+        for text in ["", "wrenn-", "wrenn-abcd", "wrenn-abcd-", "wrenn-abcd-sb1", "wrn-abcd-1", "vg0-root"] {
+            assert!(DiskName::parse(text).is_err(), "{text}");
+        }
+        for text in ["-", "-x", "-01", "-65536", "-1-1"] {
+            assert!(DiskName::parse(&format!("wrenn-abcd-{id}{text}")).is_err(), "{text}");
+        }
+        for text in ["wrenn-", "wrenn-abc", "wrenn-abcde", "wrenn-ABCD", "system.slice", "abcd"] {
+            assert!(parse_instance_cgroup(text).is_err(), "{text}");
+        }
+        assert!(parse_sandbox_cgroup(SHIMS_CGROUP).is_err());
         for text in ["", "sb", "sbABCDEFGHIJKLMNOPQR", "sb0123456789-1234567", "i012345678901234567x"] {
             assert!(text.parse::<SandboxId>().is_err(), "{text}");
         }
@@ -248,9 +321,23 @@ mod tests {
         }
 
         #[test]
+        fn every_disk_name_can_be_parsed_back(tag in "[a-z0-9]{4}", random in any::<[u8; 18]>(), level in any::<u16>()) {
+            let name = DiskName { tag: tag.parse().unwrap(), sandbox: SandboxId::from_random(random) };
+            prop_assert_eq!(DiskName::parse(&name.device()), Ok((name.clone(), None)));
+            prop_assert_eq!(DiskName::parse(&name.beneath(level)), Ok((name, Some(level))));
+        }
+
+        #[test]
         fn every_random_id_is_an_id(random in any::<[u8; 18]>()) {
             let id = SandboxId::from_random(random);
             prop_assert_eq!(id.as_str().parse::<SandboxId>(), Ok(id.clone()));
+            prop_assert_eq!(parse_sandbox_cgroup(&sandbox_cgroup(&id)), Ok(id));
+        }
+
+        #[test]
+        fn every_instance_cgroup_can_be_parsed_back(tag in "[a-z0-9]{4}") {
+            let tag: InstanceTag = tag.parse().unwrap();
+            prop_assert_eq!(parse_instance_cgroup(&instance_cgroup(tag)), Ok(tag));
         }
     }
 }

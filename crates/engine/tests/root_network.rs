@@ -347,7 +347,7 @@ fn root_a_guest_is_reached_at_once_when_it_comes_up() {
     let host = Host::enter();
     let network = host.instance("aaaa");
     let lease = host.wait(network.acquire()).unwrap();
-    let (connector, tap) = (lease.connector(), lease.open_tap(None).unwrap());
+    let (connector, tap) = (lease.connector(), lease.open_tap().unwrap());
     host.wait(connector.connect(80, Duration::from_millis(50))).unwrap_err();
     // A guest without a driver yet loses what comes.
     while rustix::io::read(&tap, &mut [0; 2048]).is_ok() {}

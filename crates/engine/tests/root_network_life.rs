@@ -340,10 +340,10 @@ fn root_a_tap_can_be_attached_again_after_its_vm_ended() {
     let host = Host::enter();
     let network = host.instance("aaaa");
     let Sandbox { guest, lease } = host.sandbox(&network);
-    let busy = lease.open_tap(None).unwrap_err();
+    let busy = lease.open_tap().unwrap_err();
     assert!(busy.to_string().contains("tap"), "{busy}");
     drop(guest);
-    let guest = Guest::boot(lease.open_tap(Some(12345)).unwrap());
+    let guest = Guest::boot(lease.open_tap().unwrap());
     let sandbox = Sandbox { guest, lease };
     assert!(sandbox.fetches());
     host.destroy(sandbox);

@@ -337,7 +337,7 @@ pub enum End {
         step: String,
         /// The error number; 0 if the request was refused before any system call.
         errno: i32,
-        /// The program, or the file that could not be opened.
+        /// The program, the file that could not be opened, or the place of the jail's entry.
         program: PathBuf,
     },
     /// Nobody knows; never invented.

@@ -196,6 +196,9 @@ fn start_vmm(
     if let Some(shim::Credentials { uid, gid, groups }) = vmm.credentials.clone() {
         spawn = spawn.credentials(spawn::Credentials { uid, gid, groups }).drop_capabilities();
     }
+    if let Some(jail) = &vmm.jail {
+        spawn = spawn.jail(jail_of(jail));
+    }
     if let Some(netns) = &netns {
         spawn = spawn.netns(netns.as_fd());
     }
@@ -211,6 +214,15 @@ fn start_vmm(
 fn open(step: &'static str, path: &Path, flags: i32) -> Result<File, StartFailure> {
     let opened = File::options().read(true).custom_flags(flags).open(path);
     opened.map_err(|error| StartFailure { step, errno: error.raw_os_error().unwrap_or(0), object: path.to_owned() })
+}
+
+fn jail_of(jail: &shim::Jail) -> spawn::Jail {
+    let entry = |entry: &shim::JailEntry| match entry.clone() {
+        shim::JailEntry::Device { path, source } => spawn::JailEntry::Device { path, source },
+        shim::JailEntry::ReadOnly { path, source } => spawn::JailEntry::ReadOnly { path, source },
+        shim::JailEntry::Writable { path, source } => spawn::JailEntry::Writable { path, source },
+    };
+    spawn::Jail { mount_point: jail.mount_point.clone(), entries: jail.entries.iter().map(entry).collect() }
 }
 
 fn rlimit(limit: &shim::Rlimit) -> spawn::Rlimit {
@@ -237,7 +249,7 @@ struct StartFailure {
 
 impl From<SpawnError> for StartFailure {
     fn from(error: SpawnError) -> Self {
-        Self { step: error.step.as_str(), errno: error.errno(), object: error.program }
+        Self { step: error.step.as_str(), errno: error.errno(), object: error.entry.unwrap_or(error.program) }
     }
 }
 

@@ -3,10 +3,13 @@
 //! Descriptors are `OwnedFd` or `BorrowedFd`, never plain numbers. Every `unsafe` block says which invariant makes it
 //! sound and who upholds it. Nothing here knows what a sandbox is.
 
+pub mod blockdev;
+pub mod dm;
 pub mod ext4;
 pub mod fds;
 pub mod kvm;
 pub mod loopback;
+pub mod loopdev;
 pub mod malloc;
 pub mod netns;
 pub mod process;

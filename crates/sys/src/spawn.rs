@@ -23,6 +23,7 @@
 //! nor reaps the process; whoever starts one waits for it.
 
 mod child;
+mod jail;
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
@@ -35,13 +36,17 @@ use std::sync::OnceLock;
 
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus};
 
-use child::Prepared;
+use child::{Failure, Prepared};
+
+pub use jail::{JAIL_ENTRIES_MAX, Jail, JailEntry};
 
 /// Where the start of a program can fail. The order is the order in which the child takes the steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
     /// Making sense of the request: a NUL byte in an argument, a relative program path, a descriptor mapped twice.
     Prepare,
+    /// Looking at what an entry of the jail is made of.
+    JailSource,
     /// `clone3`, including the entry into the cgroup.
     Clone,
     /// `setsid`.
@@ -58,6 +63,20 @@ pub enum Step {
     Descriptors,
     /// `TIOCSCTTY` on descriptor 0.
     ControllingTerminal,
+    /// `unshare`, and ending the propagation of mounts.
+    Namespaces,
+    /// Mounting the jail's root.
+    JailRoot,
+    /// Making a folder of the jail, or the place for a bind mount.
+    JailFolder,
+    /// Making a device node of the jail.
+    JailDevice,
+    /// Mounting an entry of the jail, or restricting the mount.
+    JailBind,
+    /// `pivot_root`, and detaching the old root.
+    JailEnter,
+    /// Making the jail's root read-only.
+    JailSeal,
     /// `setrlimit`.
     Rlimit,
     /// Dropping the bounding set or the other capability sets.
@@ -93,6 +112,14 @@ impl Step {
             Self::Nice => "nice",
             Self::Descriptors => "descriptors",
             Self::ControllingTerminal => "controlling_terminal",
+            Self::JailSource => "jail_source",
+            Self::Namespaces => "namespaces",
+            Self::JailRoot => "jail_root",
+            Self::JailFolder => "jail_folder",
+            Self::JailDevice => "jail_device",
+            Self::JailBind => "jail_bind",
+            Self::JailEnter => "jail_enter",
+            Self::JailSeal => "jail_seal",
             Self::Rlimit => "rlimit",
             Self::Capabilities => "capabilities",
             Self::Groups => "groups",
@@ -115,14 +142,20 @@ impl fmt::Display for Step {
 
 /// A program could not be started.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot start {program} (step: {step})", program = program.display())]
+#[error("cannot start {program} (step: {step}{})", of_entry(.entry.as_deref()), program = program.display())]
 pub struct SpawnError {
     /// The step that failed.
     pub step: Step,
+    /// The place of the jail's entry on which it failed.
+    pub entry: Option<PathBuf>,
     /// The program that should have been started.
     pub program: PathBuf,
     /// What the system said.
     pub source: io::Error,
+}
+
+fn of_entry(entry: Option<&Path>) -> String {
+    entry.map(|path| format!(", of {} in its jail", path.display())).unwrap_or_default()
 }
 
 impl SpawnError {
@@ -202,6 +235,7 @@ pub struct Spawn<'fd> {
     parent_death_signal: Option<Signal>,
     cgroup: Option<BorrowedFd<'fd>>,
     netns: Option<BorrowedFd<'fd>>,
+    jail: Option<Jail>,
     no_new_privs: bool,
     drop_capabilities: bool,
     rlimits: Vec<Rlimit>,
@@ -227,6 +261,7 @@ impl<'fd> Spawn<'fd> {
             parent_death_signal: None,
             cgroup: None,
             netns: None,
+            jail: None,
             no_new_privs: false,
             drop_capabilities: false,
             rlimits: Vec::new(),
@@ -322,6 +357,13 @@ impl<'fd> Spawn<'fd> {
         self
     }
 
+    /// The root the program is locked into. Its path and working directory are then paths in there; its device nodes
+    /// belong to the user of [`Spawn::credentials`].
+    pub fn jail(mut self, jail: Jail) -> Self {
+        self.jail = Some(jail);
+        self
+    }
+
     /// Set-user-id bits and file capabilities give the program nothing.
     pub fn no_new_privs(mut self) -> Self {
         self.no_new_privs = true;
@@ -360,10 +402,26 @@ impl<'fd> Spawn<'fd> {
 
     /// Starts the program. Returns once it runs, or with the step that failed; then nothing is left of it.
     pub fn start(self) -> Result<Child, SpawnError> {
-        let fail = |step, source| SpawnError { step, program: self.program.clone(), source };
-        let null = self.dev_null().map_err(|source| fail(Step::Prepare, source))?;
-        let mut prepared = self.prepare(null.as_ref()).map_err(|source| fail(Step::Prepare, source))?;
-        child::launch(&mut prepared).map_err(|(step, errno)| fail(step, io::Error::from_raw_os_error(errno)))
+        let null = self.dev_null().map_err(|source| self.refused(source))?;
+        let root = self.plan_jail()?;
+        let mut prepared = self.prepare(null.as_ref(), root).map_err(|source| self.refused(source))?;
+        child::launch(&mut prepared)
+            .map_err(|Failure { step, entry, errno }| self.failed((step, entry, io::Error::from_raw_os_error(errno))))
+    }
+
+    fn refused(&self, source: io::Error) -> SpawnError {
+        self.failed((Step::Prepare, None, source))
+    }
+
+    fn failed(&self, (step, entry, source): jail::NoPlan) -> SpawnError {
+        let entries = self.jail.as_ref().map_or(&[][..], |jail| &jail.entries);
+        let entry = entry.and_then(|index| entries.get(index)).map(|entry| entry.path().to_owned());
+        SpawnError { step, entry, program: self.program.clone(), source }
+    }
+
+    fn plan_jail(&self) -> Result<Vec<jail::Operation>, SpawnError> {
+        let Some(jail) = &self.jail else { return Ok(Vec::new()) };
+        jail::plan(jail, self.credentials.as_ref(), jail::kind).map_err(|no_plan| self.failed(no_plan))
     }
 
     /// `/dev/null`, if one of the standard descriptors is nobody's.
@@ -377,7 +435,7 @@ impl<'fd> Spawn<'fd> {
     }
 
     /// Turns the request into what the child can use without allocating.
-    fn prepare(&self, null: Option<&File>) -> io::Result<Prepared> {
+    fn prepare(&self, null: Option<&File>, root: Vec<jail::Operation>) -> io::Result<Prepared> {
         if !self.program.is_absolute() {
             return Err(invalid("the program's path is not absolute"));
         }
@@ -396,6 +454,7 @@ impl<'fd> Spawn<'fd> {
             parent_death_signal: self.parent_death_signal.map(Signal::as_raw),
             cgroup: self.cgroup.map(|fd| fd.as_raw_fd()),
             netns: self.netns.map(|fd| fd.as_raw_fd()),
+            root,
             no_new_privs: self.no_new_privs,
             drop_capabilities: self.drop_capabilities,
             rlimits: self.rlimits.clone(),

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use wrenn_engine::probe::{StorageKind, VmmKind, Wishes};
+use wrenn_engine::vmm::Accel;
 
 /// Sandboxes in microVMs, self-hosted, from one binary.
 #[derive(Debug, Parser)]
@@ -70,6 +72,9 @@ pub struct RunArgs {
     /// Disk in MiB; at least, and by default, the template's size.
     #[arg(long, value_name = "MIB")]
     pub disk: Option<u32>,
+    /// What the sandbox is made with; the best this host has by default.
+    #[command(flatten)]
+    pub drivers: Drivers,
     /// Set an environment variable for the command; may be repeated.
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value)]
     pub env: Vec<(String, String)>,
@@ -94,6 +99,27 @@ pub struct RunArgs {
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+/// Drivers that are asked for; what this host lacks is an error that names it.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct Drivers {
+    /// The VMM: firecracker or qemu.
+    #[arg(long, env = "WRENN_VMM", value_name = "VMM")]
+    pub vmm: Option<VmmKind>,
+    /// What executes the guest's instructions: kvm or tcg.
+    #[arg(long, env = "WRENN_ACCEL", value_name = "ACCEL")]
+    pub accel: Option<Accel>,
+    /// What disks are made of: dm or qcow2.
+    #[arg(long, env = "WRENN_STORAGE", value_name = "STORAGE")]
+    pub storage: Option<StorageKind>,
+}
+
+impl Drivers {
+    /// As the probe takes them.
+    pub fn wishes(&self) -> Wishes {
+        Wishes { vmm: self.vmm, accel: self.accel, storage: self.storage, ..Wishes::default() }
+    }
 }
 
 /// What can be done with templates.
@@ -151,5 +177,19 @@ mod tests {
         assert_eq!(run.command, ["ls", "--json", "-t"]);
         assert_eq!(run.env, [("A".to_owned(), "b=c".to_owned())]);
         assert!(!run.json);
+    }
+
+    #[test]
+    fn drivers_are_wishes() {
+        let cli = Cli::parse_from(["wrenn", "run", "--vmm", "qemu", "--storage", "dm", "--accel", "tcg", "--", "true"]);
+        let Verb::Run(run) = cli.verb else { panic!("not run") };
+        let wanted = Wishes {
+            vmm: Some(VmmKind::Qemu),
+            accel: Some(Accel::Tcg),
+            storage: Some(StorageKind::DeviceMapper),
+            ..Wishes::default()
+        };
+        assert_eq!(run.drivers.wishes(), wanted);
+        assert!(Cli::try_parse_from(["wrenn", "run", "--vmm", "xen", "--", "true"]).is_err());
     }
 }

@@ -28,13 +28,14 @@ pub fn run(options: &Options, json: bool) -> Result<ExitCode> {
 
 fn text(host: &Capabilities, chosen: Result<&Chosen, &Lacks>, colours: bool) -> String {
     let width = host.list().iter().map(|each| each.name.as_str().len()).max().unwrap_or(0);
-    let mut text: String = host.list().iter().map(|each| line(each, width, colours)).collect();
+    let line = |each: &Capability| line(each, host.requires(each.name), width, colours);
+    let mut text: String = host.list().iter().map(line).collect();
     match chosen {
         Ok(chosen) => {
             text.push_str("\nSandboxes can run here, with\n");
             for (what, value, reason) in rows(chosen) {
                 // Writing to a String cannot fail.
-                writeln!(text, "  {what:<8} {value:<6} ({reason})").expect("memory");
+                writeln!(text, "  {what:<8} {value:<11} ({reason})").expect("memory");
             }
         }
         Err(lacks) => {
@@ -45,8 +46,8 @@ fn text(host: &Capabilities, chosen: Result<&Chosen, &Lacks>, colours: bool) -> 
     text
 }
 
-fn line(capability: &Capability, width: usize, colours: bool) -> String {
-    let (mark, colour) = match (&capability.state, capability.name.is_required()) {
+fn line(capability: &Capability, required: bool, width: usize, colours: bool) -> String {
+    let (mark, colour) = match (&capability.state, required) {
         (State::Ready, _) => ("ok  ", 32),
         (State::Degraded { .. }, _) => ("warn", 33),
         (State::Missing { .. }, false) => ("none", 33),
@@ -99,7 +100,7 @@ impl<'a> Report<'a> {
         let capabilities = host.list().iter().map(|each| JsonCapability {
             name: each.name.as_str(),
             state: each.state.word(),
-            required: each.name.is_required(),
+            required: host.requires(each.name),
             detail: &each.detail,
             remedy: each.state.remedy(),
         });

@@ -4,16 +4,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use wrenn_agent::host::{Host, install_shim};
 use wrenn_agent::instance::{Instance, RUN_DIR};
+use wrenn_engine::cgroup::Cgroups;
 use wrenn_engine::image::ImageStore;
 use wrenn_engine::network::{Network, NetworkConfig};
-use wrenn_engine::probe::{self, Depth, Options, StorageKind, VmmKind, Wishes};
+use wrenn_engine::probe::{self, Cgroup, Depth, Options, StorageKind, VmmKind, Wishes};
 use wrenn_engine::storage::Storage;
+use wrenn_engine::storage::dm::Dm;
 use wrenn_engine::storage::qcow2::Qcow2;
 use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::Vmm;
+use wrenn_engine::vmm::firecracker::Firecracker;
 use wrenn_engine::vmm::qemu::Qemu;
 
 use crate::cli::Programs;
@@ -39,15 +42,15 @@ fn in_path(program: &str) -> Option<PathBuf> {
 }
 
 /// Opens the instance in `dir` with the drivers this host can run.
-pub async fn open(dir: &Path, programs: &Programs) -> Result<Host> {
+pub async fn open(dir: &Path, programs: &Programs, wishes: &Wishes) -> Result<Host> {
     let shim = embedded::SHIM.context(NOT_EMBEDDED)?;
     let instance = Instance::open(dir)?;
     let images = open_images(dir)?;
     let capabilities = probe::look(&options(dir, programs, Depth::Choose)).await;
-    let chosen = capabilities.choose(&Wishes::default())?;
+    let chosen = capabilities.choose(wishes)?;
     let storage: Arc<dyn Storage> = match chosen.storage.value {
         StorageKind::Qcow2 => Arc::new(Qcow2),
-        StorageKind::DeviceMapper => bail!("device-mapper storage is not in this version of Wrenn"),
+        StorageKind::DeviceMapper => Arc::new(Dm::open()?),
     };
     let vmm: Box<dyn Vmm> = match chosen.vmm.value {
         VmmKind::Qemu => {
@@ -55,9 +58,17 @@ pub async fn open(dir: &Path, programs: &Programs) -> Result<Host> {
             let version = found.version.to_string();
             Box::new(Qemu::new(found.path.clone(), version, chosen.accel.value, tsc_khz()))
         }
-        VmmKind::Firecracker => bail!("the Firecracker driver is not in this version of Wrenn"),
+        VmmKind::Firecracker => {
+            let found = capabilities.firecracker().context("Firecracker was chosen but is not there")?;
+            Box::new(Firecracker::new(found.path.clone(), found.version)?)
+        }
+    };
+    let cgroups = match chosen.cgroup.value {
+        Cgroup::V2 => Some(Cgroups::mounted(instance.tag(), Path::new(RUN_DIR))?),
+        Cgroup::None => None,
     };
     Ok(Host {
+        cgroups,
         images,
         network: Network::open(instance.tag(), instance.dir(), NetworkConfig::default())?,
         storage,

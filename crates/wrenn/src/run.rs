@@ -89,7 +89,7 @@ pub fn run(dir: &Path, programs: &Programs, args: RunArgs) -> anyhow::Result<Exi
 async fn run_in(dir: &Path, programs: &Programs, args: RunArgs) -> anyhow::Result<u8> {
     let mut signals = Signals::new()?;
     let mut watch = Stopwatch::default();
-    let host = host::open(dir, programs).await?;
+    let host = host::open(dir, programs, &args.drivers.wishes()).await?;
     watch.lap("open");
     reconcile::sweep(&host).await.context("cannot remove what an earlier run left behind")?;
     watch.lap("sweep");

@@ -5,7 +5,6 @@
 //! guest is asked with the same short attempts as ours.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -18,10 +17,11 @@ use serde::Deserialize;
 use tokio::net::TcpStream;
 use wrenn_agent::envd_client::{Dial, EnvdClient};
 use wrenn_agent::host::zero_memory;
-use wrenn_engine::names::SandboxId;
+use wrenn_engine::names::{DiskName, SandboxId};
+use wrenn_engine::network::addresses::TAP;
 use wrenn_engine::network::{Connector, GUEST_MAC, Lease};
-use wrenn_engine::storage::{Layer, LayerFormat};
-use wrenn_engine::vmm::{DiskFile, Launch, VmSpec};
+use wrenn_engine::storage::{Layer, LayerFormat, Place};
+use wrenn_engine::vmm::{DiskFile, HostFile, Launch, Plan, Tap, VmSpec};
 use wrenn_sys::spawn::{ExitStatus, Spawn};
 
 use crate::Round;
@@ -62,7 +62,8 @@ async fn plain_ready(setting: &Setting) -> Result<Duration> {
 
 async fn boot(setting: &Setting, lease: &Lease) -> Result<Duration> {
     let folder = tempfile::tempdir()?;
-    let Launch { program, args, descriptors, jail: _ } = setting.host.vmm.plan(vm(setting, lease, folder.path())?)?;
+    let Plan { launch, boot: _not_needed_by_qemu } = setting.host.vmm.plan(vm(setting, lease, folder.path())?)?;
+    let Launch { program, args, descriptors, jail: _ } = launch;
     // Its console is read, as our shim reads ours: a pipe that fills up would stop the guest.
     let (console, console_writer) = io::pipe()?;
     drain(console);
@@ -81,29 +82,31 @@ fn vm(setting: &Setting, lease: &Lease, folder: &Path) -> Result<VmSpec> {
     let host = &setting.host;
     let (template, kernel) = (host.images.template(TEMPLATE)?, host.images.kernel(None)?);
     let base = Layer { path: template.rootfs, format: LayerFormat::Raw, size_bytes: template.size_bytes };
-    let disk = host.storage.create(&folder.join("disk"), &[base], template.size_bytes)?;
-    let live = OpenOptions::new().read(true).write(true).open(&disk.path)?;
-    let mut files = vec![DiskFile { file: live.into(), overlay: true }];
+    let id = SandboxId::from_random([0; 18]);
+    let name = DiskName { tag: host.instance.tag(), sandbox: id.clone() };
+    let disk = host.storage.create(&Place { path: folder.join("disk"), name }, &[base], template.size_bytes)?;
+    let mut files = vec![DiskFile::live(&disk.path, true)?];
     for layer in disk.layers.iter().rev() {
-        files.push(DiskFile { file: program::open(&layer.path)?, overlay: layer.format == LayerFormat::Qcow2 });
+        files.push(DiskFile::layer(&layer.path, layer.format == LayerFormat::Qcow2)?);
     }
     let key = hex::encode(host.instance.key().verifying_key().to_bytes());
-    let id = SandboxId::from_random([0; 18]);
     Ok(VmSpec {
+        uid: lease.slot().vmm_uid(),
+        run_dir: folder.to_owned(),
         vcpus: VCPUS,
         memory: MEMORY,
         memory_base: zero_memory(&host.instance, host.vmm.memory(MEMORY))?.into(),
-        kernel: kernel.open_kernel()?,
-        initramfs: program::open(&kernel.initramfs)?,
+        kernel: HostFile::open(kernel.boot_image())?,
+        initramfs: HostFile::open(&kernel.initramfs)?,
         command_line: format!(
             "{} wrenn.id={id} wrenn.key={key} wrenn.ip=169.254.0.21/30 wrenn.gw=169.254.0.22 wrenn.dns=169.254.0.22 \
              wrenn.root=/dev/vda",
             host.vmm.kernel_arguments()
         ),
         disk: files,
-        tap: lease.open_tap(None)?,
+        tap: Tap { name: TAP, queue: lease.open_tap()? },
         guest_mac: GUEST_MAC.to_string(),
-        control_socket: folder.join("control"),
+        id,
     })
 }
 

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -137,9 +136,4 @@ pub fn status_bytes(status: &str, field: &str) -> Option<u64> {
     let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     let kib: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib * 1024)
-}
-
-/// A file for a descriptor, opened for reading.
-pub fn open(path: &Path) -> Result<std::os::fd::OwnedFd> {
-    Ok(fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?.into())
 }

@@ -1,14 +1,15 @@
 //! What is measured with: the instance, opened as `wrenn` opens it, and the sandbox that all measurements ask for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use tokio::runtime::Runtime;
 use wrenn_agent::host::{Host, install_shim};
-use wrenn_agent::instance::Instance;
+use wrenn_agent::instance::{Instance, RUN_DIR};
 use wrenn_agent::sandbox::{Request, Shape};
+use wrenn_engine::cgroup::Cgroups;
 use wrenn_engine::image::ImageStore;
 use wrenn_engine::network::{Network, NetworkConfig};
 use wrenn_engine::probe::{self, Depth, Options, VmmKind, Wishes};
@@ -69,6 +70,8 @@ impl Setting {
             network: Network::open(instance.tag(), instance.dir(), NetworkConfig::default())?,
             storage: Arc::new(Qcow2),
             vmm: vmm(&capabilities)?,
+            // Where the host has none, as `wrenn run` does.
+            cgroups: Cgroups::mounted(instance.tag(), Path::new(RUN_DIR)).ok(),
             shim_program: install_shim(&instance, &shim)?,
             memory: Mib::holding(capabilities.memory_total()),
             instance,

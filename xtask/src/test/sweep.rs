@@ -134,7 +134,7 @@ fn stays(path: &str) -> bool {
     let Some(book) = path.strip_prefix(RUN_DIR).map(|path| path.trim_start_matches('/')) else { return false };
     let is_tag = |name: &str| name.len() == 4 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     match book.split('/').collect::<Vec<_>>()[..] {
-        ["netns" | "slots" | "network.lock" | "tsc-khz"] => true,
+        ["netns" | "slots" | "network.lock" | "cgroup.lock" | "tsc-khz"] => true,
         ["slots", _slot] => fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0),
         [tag] | [tag, "owner" | "owner.lock"] => is_tag(tag),
         _ => false,
@@ -256,6 +256,8 @@ mod tests {
             ("/run/wrenn/netns", true),
             ("/run/wrenn/slots", true),
             ("/run/wrenn/network.lock", true),
+            ("/run/wrenn/cgroup.lock", true),
+            ("/run/wrenn/cgroup-controllers", false),
             ("/run/wrenn/ab12", true),
             ("/run/wrenn/ab12/owner", true),
             ("/run/wrenn/ab12/owner.lock", true),

@@ -1,9 +1,7 @@
 //! A sandbox's birth: each step leaves what it made in [`Parts`], and the first failure takes all of it down.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +9,20 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
+use wrenn_engine::cgroup::{Cgroup, CgroupError, Limits};
 use wrenn_engine::image::{ImageError, KernelFiles, Template};
-use wrenn_engine::names::SandboxId;
+use wrenn_engine::names::{DiskName, SandboxId};
+use wrenn_engine::network::addresses::TAP;
 use wrenn_engine::network::{Connector, GUEST_MAC, NetworkError};
-use wrenn_engine::storage::{Disk, Layer, LayerFormat, StorageError};
+use wrenn_engine::storage::{Disk, Layer, LayerFormat, Place, StorageError};
 use wrenn_engine::units::Mib;
-use wrenn_engine::vmm::{DiskFile, LaunchError, LaunchSpec, Machine, VmEnd, VmSpec, VmmError, launch};
+use wrenn_engine::vmm::{
+    Accel, Boot, DiskFile, HostFile, LaunchCgroups, LaunchError, LaunchSpec, Machine, Plan, Tap, VmEnd, VmSpec,
+    VmmError, launch,
+};
 
 use super::parts::blocking;
+use super::room::Room;
 use super::{CheckedShape, HostFacts, Parts, Problems, Request, Sandbox, Stopwatch, ending};
 use crate::envd_client::{Dial, EnvdClient, EnvdError, HostKey, Init};
 use crate::host::{Host, zero_memory};
@@ -58,6 +62,9 @@ pub enum CreateError {
     /// Its disk.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// What it may use of the host.
+    #[error("cannot limit what the VM uses of the host")]
+    Cgroup(#[from] CgroupError),
     /// Its VMM was not started.
     #[error("cannot start the VM")]
     Launch(#[from] LaunchError),
@@ -107,6 +114,7 @@ pub async fn create(host: &Host, request: &Request, cancel: Cancel) -> Result<Sa
             vmm: host.vmm.describe().clone(),
             machine,
             ended,
+            room: Room::of(&parts),
             parts,
             watch,
         }),
@@ -169,9 +177,10 @@ impl Birth<'_> {
         watch.lap("network");
         self.disk(parts).await?;
         watch.lap("disk");
-        let ended = self.boot(parts).await?;
+        self.cgroup(parts).await?;
+        let (boot, ended) = self.launch(parts).await?;
         watch.lap("vmm");
-        let born = self.ready(parts, ended, cancel).await?;
+        let born = self.ready(parts, boot, ended, cancel).await?;
         watch.lap("guest");
         self.init(parts, &born.envd).await?;
         watch.lap("init");
@@ -192,38 +201,61 @@ impl Birth<'_> {
             size_bytes: self.template.size_bytes,
         };
         let size = self.shape.disk.bytes().max(base.size_bytes);
-        parts.disk = Some(self.host.storage.create(&parts.places.disk(), &[base], size)?);
+        let name = DiskName { tag: self.host.instance.tag(), sandbox: parts.manifest.id.clone() };
+        let place = Place { path: parts.places.disk(), name };
+        let storage = Arc::clone(&self.host.storage);
+        parts.disk = Some(blocking(move || storage.create(&place, &[base], size)).await?);
+        Ok(())
+    }
+
+    /// The limits are in force before there is anything to limit. The group's name follows from the manifest's id.
+    async fn cgroup(&self, parts: &mut Parts) -> Result<(), CreateError> {
+        let Some(cgroups) = self.host.cgroups.clone() else { return Ok(()) };
+        let vmm = &self.host.vmm;
+        let emulated = vmm.describe().accel == Accel::Tcg;
+        let limits = Limits::of_vm(self.shape.vcpus, vmm.memory(self.shape.memory), emulated);
+        let id = parts.manifest.id.clone();
+        parts.cgroup = Some(blocking(move || cgroups.create(&id, limits)).await?);
         Ok(())
     }
 
     /// Starts the VMM under its shim; its end can be awaited from then on.
-    async fn boot(&self, parts: &mut Parts) -> Result<oneshot::Receiver<VmEnd>, CreateError> {
+    async fn launch(&self, parts: &mut Parts) -> Result<(Box<dyn Boot>, oneshot::Receiver<VmEnd>), CreateError> {
         let lease = parts.lease.as_ref().expect("networked before booted");
         let disk = parts.disk.as_ref().expect("disked before booted");
+        let uid = lease.slot().vmm_uid();
+        let kernel = match self.host.vmm.enters_any_elf() {
+            true => &self.kernel.vmlinux,
+            false => self.kernel.boot_image(),
+        };
         let vm = VmSpec {
+            id: parts.manifest.id.clone(),
+            uid,
+            run_dir: parts.places.run_dir.clone(),
             vcpus: self.shape.vcpus,
             memory: self.shape.memory,
             memory_base: zero_memory(&self.host.instance, self.host.vmm.memory(self.shape.memory))?.into(),
-            kernel: self.kernel.open_kernel().map_err(ImageError::from)?,
-            initramfs: open(&self.kernel.initramfs)?,
+            kernel: host_file(kernel)?,
+            initramfs: host_file(&self.kernel.initramfs)?,
             command_line: self.command_line(parts),
             disk: disk_files(disk)?,
-            tap: lease.open_tap(None)?,
+            tap: Tap { name: TAP, queue: lease.open_tap()? },
             guest_mac: GUEST_MAC.to_string(),
-            control_socket: parts.places.control_socket(),
         };
-        let plan = self.host.vmm.plan(vm)?;
-        let uid = lease.slot().vmm_uid();
+        let Plan { launch: to_launch, boot } = self.host.vmm.plan(vm)?;
         let netns = lease.netns_path();
+        let folders = |cgroup: &Cgroup| LaunchCgroups { vmm: cgroup.path().to_owned(), shim: cgroup.shims() };
+        let cgroups = parts.cgroup.as_ref().map(folders);
         let (id, places, shim_program) =
             (parts.manifest.id.clone(), parts.places.clone(), self.host.shim_program.clone());
         let file_bytes_max = disk.size_bytes + OVERLAY_SLACK_BYTES;
         let shim = blocking(move || {
             launch(LaunchSpec {
                 id: &id,
-                launch: plan,
+                launch: to_launch,
                 shim_program: &shim_program,
                 netns: &netns,
+                cgroups,
                 uid,
                 file_bytes_max,
                 spec_path: &places.shim_spec(),
@@ -236,7 +268,7 @@ impl Birth<'_> {
         .await?;
         let ended = shim.watch();
         parts.shim = Some(shim);
-        Ok(ended)
+        Ok((boot, ended))
     }
 
     /// What the kernel and wrenn-init are told.
@@ -253,21 +285,21 @@ impl Birth<'_> {
     async fn ready(
         &self,
         parts: &Parts,
+        boot: Box<dyn Boot>,
         mut ended: oneshot::Receiver<VmEnd>,
         mut cancel: Cancel,
     ) -> Result<Born, CreateError> {
         let lease = parts.lease.as_ref().expect("networked before ready");
         let dial = Arc::new(GuestDial(lease.connector()));
         let envd = EnvdClient::new(dial, parts.manifest.access_token.clone());
-        let control = parts.places.control_socket();
         let up = async {
-            let attach = async { self.host.vmm.attach(&control).await.map_err(CreateError::from) };
+            let boot = async { boot.boot().await.map_err(CreateError::from) };
             let wait = async {
                 envd.wait_ready(self.ready_limit)
                     .await
                     .map_err(|source| CreateError::Guest { console: excerpt(parts), source })
             };
-            tokio::try_join!(attach, wait).map(|(machine, ())| machine)
+            tokio::try_join!(boot, wait).map(|(machine, ())| machine)
         };
         tokio::select! {
             biased;
@@ -305,6 +337,10 @@ impl Birth<'_> {
             Some(complaint) => format!("{}: {complaint}", ending(end)),
             None => ending(end),
         };
+        let end = match parts.out_of_memory() {
+            Some(shortage) => format!("{end}; {shortage}"),
+            None => end,
+        };
         CreateError::Ended { end, console: excerpt(parts) }
     }
 
@@ -339,18 +375,21 @@ impl Dial for GuestDial {
     }
 }
 
-/// The live file first, then what lies beneath, topmost first.
+/// The live disk first, then what lies beneath, topmost first; a block device is all of it.
 fn disk_files(disk: &Disk) -> Result<Vec<DiskFile>, CreateError> {
-    let live = OpenOptions::new().read(true).write(true).open(&disk.path).map_err(io_error("open", &disk.path))?;
-    let mut files = vec![DiskFile { file: live.into(), overlay: true }];
+    if let Some(device) = &disk.device {
+        return Ok(vec![DiskFile::live(device, false).map_err(io_error("open", device))?]);
+    }
+    let mut files = vec![DiskFile::live(&disk.path, true).map_err(io_error("open", &disk.path))?];
     for layer in disk.layers.iter().rev() {
-        files.push(DiskFile { file: open(&layer.path)?, overlay: layer.format == LayerFormat::Qcow2 });
+        let file = DiskFile::layer(&layer.path, layer.format == LayerFormat::Qcow2);
+        files.push(file.map_err(io_error("open", &layer.path))?);
     }
     Ok(files)
 }
 
-fn open(path: &Path) -> Result<OwnedFd, CreateError> {
-    Ok(File::open(path).map_err(io_error("open", path))?.into())
+fn host_file(path: &Path) -> Result<HostFile, CreateError> {
+    Ok(HostFile::open(path).map_err(io_error("open", path))?)
 }
 
 fn excerpt(parts: &Parts) -> String {

@@ -12,14 +12,17 @@
 mod create;
 mod parts;
 mod request;
+mod room;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use wrenn_engine::cgroup::OutOfMemory;
 use wrenn_engine::names::SandboxId;
 use wrenn_engine::vmm::{Description, Incident, Machine, VmEnd};
 
+use self::room::Room;
 use crate::envd_client::EnvdClient;
 
 pub use create::{Cancel, CreateError, create};
@@ -81,6 +84,12 @@ pub enum Trouble {
     /// Its VM ended.
     #[error("the VM ended on its own: {0}")]
     VmEnded(String),
+    /// The kernel killed its VM.
+    #[error("the VM was killed: {0}")]
+    OutOfMemory(OutOfMemory),
+    /// Its VMM broke the protocol by which it is controlled; it may still run.
+    #[error("the VMM cannot be trusted any more: {0}")]
+    VmBroken(String),
     /// There is no room for what the guest writes; it stands still.
     #[error("the guest's disk cannot grow: the file system under WRENN_DIR is full; free some space there")]
     DiskFull,
@@ -96,6 +105,7 @@ pub struct Sandbox {
     vmm: Description,
     machine: Box<dyn Machine>,
     ended: oneshot::Receiver<VmEnd>,
+    room: Room,
     parts: Parts,
     watch: Stopwatch,
 }
@@ -122,17 +132,32 @@ impl Sandbox {
     }
 
     /// Waits until something goes wrong with the VM. Cancel safe.
+    ///
+    /// Meanwhile the guest's CPUs are stopped when there is only a reserve left of the space its disk grows into, and go on
+    /// when there is room again.
     pub async fn trouble(&mut self) -> Trouble {
-        tokio::select! {
-            // The shim's word counts more than a control connection that closed: it knows how the VM ended.
-            biased;
-            end = &mut self.ended => Trouble::VmEnded(ending(end)),
-            incident = self.machine.incident() => match incident {
-                Incident::DiskFull => Trouble::DiskFull,
-                Incident::DiskError(reason) => Trouble::DiskError(reason),
-                Incident::Ended => Trouble::VmEnded(ending((&mut self.ended).await)),
-            },
+        loop {
+            self.room.follow(&self.id, &mut *self.machine).await;
+            tokio::select! {
+                // The shim's word counts more than a control connection that closed: it knows how the VM ended.
+                biased;
+                end = &mut self.ended => return self.end(end),
+                incident = self.machine.incident() => return match incident {
+                    Incident::DiskFull => Trouble::DiskFull,
+                    Incident::DiskError(reason) => Trouble::DiskError(reason),
+                    Incident::Broken(how) => Trouble::VmBroken(how),
+                    Incident::Ended => {
+                        let end = (&mut self.ended).await;
+                        self.end(end)
+                    }
+                },
+                () = self.room.change(&self.id) => {}
+            }
         }
+    }
+
+    fn end(&self, end: Result<VmEnd, oneshot::error::RecvError>) -> Trouble {
+        self.parts.out_of_memory().map_or_else(|| Trouble::VmEnded(ending(end)), Trouble::OutOfMemory)
     }
 
     /// Takes it down; nothing of it is left. Answers how long each phase of its life took.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use wrenn_engine::cgroup::{Cgroup, OutOfMemory};
 use wrenn_engine::network::Lease;
 use wrenn_engine::storage::{Disk, Storage};
 use wrenn_engine::vmm::Shim;
@@ -16,6 +17,8 @@ use crate::manifest::{Manifest, State};
 /// What exists of a sandbox. The order of the fields is the order of teardown: the VM holds disk and network.
 pub struct Parts {
     pub(super) shim: Option<Shim>,
+    /// Where the VM runs: whatever is in there is killed before disk and network go.
+    pub(super) cgroup: Option<Cgroup>,
     pub(super) disk: Option<Disk>,
     pub(super) lease: Option<Lease>,
     pub(super) places: Places,
@@ -28,11 +31,11 @@ pub struct Parts {
 impl Parts {
     /// A sandbox that has its folders and its manifest, and nothing else yet.
     pub(super) fn new(storage: Arc<dyn Storage>, places: Places, manifest: Manifest, lock: Lock) -> Self {
-        Self { shim: None, disk: None, lease: None, places, manifest, storage, _lock: lock }
+        Self { shim: None, cgroup: None, disk: None, lease: None, places, manifest, storage, _lock: lock }
     }
 
-    /// Takes down what is there. A step that fails is logged and the others are still taken; what is left then is in the
-    /// folder, whose lock is free once this returns, and the next start tries again.
+    /// Takes down what is there. What fails is logged; what is left then is in the folder, whose lock is free once this
+    /// returns, and the next start tries again. So the folder stays as long as anything else does.
     pub async fn destroy(mut self, watch: &mut Stopwatch) {
         self.manifest.state = State::Destroying;
         if let Err(error) = self.manifest.write(&self.places.manifest()) {
@@ -40,6 +43,12 @@ impl Parts {
         }
         if let Some(shim) = self.shim.take() {
             blocking(move || shim.end()).await;
+        }
+        if let Some(cgroup) = self.cgroup.take()
+            && let Err(error) = blocking(move || cgroup.destroy()).await
+        {
+            tracing::error!(sandbox = %self.manifest.id, %error, "cannot remove the control group of a sandbox");
+            return;
         }
         watch.lap("end vmm");
         if let Some(lease) = self.lease.take()
@@ -49,11 +58,14 @@ impl Parts {
             return;
         }
         watch.lap("end network");
-        if let Some(disk) = self.disk.take()
-            && let Err(error) = self.storage.remove(&disk)
-        {
-            tracing::warn!(sandbox = %self.manifest.id, %error, "cannot remove the disk of a sandbox");
+        if let Some(disk) = self.disk.take() {
+            let storage = Arc::clone(&self.storage);
+            if let Err(error) = blocking(move || storage.remove(&disk)).await {
+                tracing::error!(sandbox = %self.manifest.id, %error, "cannot remove the disk of a sandbox");
+                return;
+            }
         }
+        watch.lap("end disk");
         Self::remove_folders(&self.places);
         watch.lap("end files");
     }
@@ -63,6 +75,17 @@ impl Parts {
         for folder in [&places.run_dir, &places.dir] {
             if let Err(error) = remove_folder(folder) {
                 tracing::warn!(path = %folder.display(), %error, "cannot remove a sandbox's folder");
+            }
+        }
+    }
+
+    /// Whether the kernel has killed the VM for want of memory.
+    pub(super) fn out_of_memory(&self) -> Option<OutOfMemory> {
+        match self.cgroup.as_ref()?.out_of_memory() {
+            Ok(shortage) => shortage,
+            Err(error) => {
+                tracing::warn!(sandbox = %self.manifest.id, %error, "cannot find out whether a VM ended for want of memory");
+                None
             }
         }
     }

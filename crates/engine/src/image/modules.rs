@@ -208,7 +208,7 @@ fn without_signature(mut module: Vec<u8>) -> Vec<u8> {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use super::*;
     use std::io::Write;
 

@@ -305,8 +305,8 @@ fn furnish(shared: &Shared, claim: &Claim) -> Result<Netlink, (Step, BuildError)
     step(Step::Settings)?;
     set_inner_settings().map_err(at(Step::Settings))?;
     step(Step::Tap)?;
-    // Closed again at once: it persists, and whoever runs the VM attaches to it.
-    tap::open(TAP, None).map_err(at(Step::Tap))?;
+    // Closed again at once: it persists, and who runs the VM attaches to it. A TAP without an owner would be anybody's.
+    tap::open(TAP, Some(claim.lock.slot().vmm_uid())).map_err(at(Step::Tap))?;
     step(Step::InnerRules)?;
     nft::apply(rules::inner(&claim.addresses, claim.resolver)).map_err(at(Step::InnerRules))?;
     Netlink::open().map_err(at(Step::InnerLinks))

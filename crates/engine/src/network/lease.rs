@@ -75,9 +75,10 @@ impl Lease {
     }
 
     /// Attaches to the TAP, for the VMM: as QEMU's `-netdev tap,fd=N` expects it, non-blocking, close-on-exec. Only one
-    /// can be attached at a time; closing it detaches. `owner` is a user who may attach to it by name.
-    pub fn open_tap(&self, owner: Option<u32>) -> Result<OwnedFd, NetworkError> {
-        let opened = self.netns.run(|| tap::open(TAP, owner));
+    /// can be attached at a time; closing it detaches. It belongs to the slot's user, who may also attach to it by name.
+    pub fn open_tap(&self) -> Result<OwnedFd, NetworkError> {
+        let owner = self.slot().vmm_uid();
+        let opened = self.netns.run(|| tap::open(TAP, Some(owner)));
         let failed =
             |source: std::io::Error| NetworkError::Build { slot: self.slot(), step: Step::Tap, source: source.into() };
         opened.map_err(failed)?.map_err(failed)

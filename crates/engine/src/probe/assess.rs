@@ -1,10 +1,11 @@
 //! Facts judged: one capability each, in a fixed order, with the remedy for everything that is not ready. Pure.
 
 use super::facts::{Cgroup2, Device, Facts, KvmFact, NetworkFact, ProgramFact};
-use super::{Capability, FIRECRACKER_OLDEST, FIRECRACKER_REFUSED, KERNEL_OLDEST, Name, QEMU_OLDEST, State, Version};
+use super::{Capability, KERNEL_OLDEST, Name, QEMU_OLDEST, State, Version};
 use crate::limits;
 use crate::network::Dns;
 use crate::units::Mib;
+use crate::vmm::firecracker::version;
 
 /// Controllers that limit what a sandbox uses.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
@@ -76,17 +77,18 @@ fn qemu(qemu: &ProgramFact) -> Judgement {
 }
 
 fn firecracker(firecracker: &ProgramFact) -> Judgement {
+    let (oldest, holed) = (version::OLDEST, version::HOLED);
     let remedy = format!(
-        "none needed: QEMU runs the sandboxes, the driver for Firecracker ({FIRECRACKER_OLDEST} or newer, not \
-         {FIRECRACKER_REFUSED}) is not in this version"
+        "install a release binary of Firecracker {oldest} or newer, not {holed}, in PATH, or name it in \
+         WRENN_FIRECRACKER; until then QEMU runs the sandboxes"
     );
     match firecracker {
         ProgramFact::Absent => missing("not found", remedy),
         ProgramFact::Mute { path, reason } => missing(format!("{} does not run: {reason}", path.display()), remedy),
-        ProgramFact::Found(found) if found.version < FIRECRACKER_OLDEST || found.version == FIRECRACKER_REFUSED => {
+        ProgramFact::Found(found) if version::check(found.version).is_err() => {
             missing(format!("{} at {} has the hole CVE-2026-5747", found.version, found.path.display()), remedy)
         }
-        ProgramFact::Found(found) => degraded(format!("{} at {}", found.version, found.path.display()), remedy),
+        ProgramFact::Found(found) => ready(format!("{} at {}", found.version, found.path.display())),
     }
 }
 
@@ -307,7 +309,7 @@ pub(super) mod tests {
         assert_eq!(names.len(), Name::Disk as usize + 1);
         let not_ready: Vec<Name> =
             assess(&best()).iter().filter(|each| each.state != State::Ready).map(|each| each.name).collect();
-        assert_eq!(not_ready, [Name::Firecracker], "its driver is not built yet");
+        assert_eq!(not_ready, []);
     }
 
     #[test]
@@ -325,7 +327,7 @@ pub(super) mod tests {
             }),
             (Name::Firecracker, "missing", |facts| facts.firecracker = of(Version::new(1, 14, 3))),
             (Name::Firecracker, "missing", |facts| facts.firecracker = of(Version::new(1, 15, 0))),
-            (Name::Firecracker, "degraded", |facts| facts.firecracker = of(Version::new(1, 15, 1))),
+            (Name::Firecracker, "ready", |facts| facts.firecracker = of(Version::new(1, 15, 1))),
             (Name::Firecracker, "missing", |facts| facts.firecracker = ProgramFact::Absent),
             (Name::Kvm, "missing", |facts| facts.virtualization = None),
             (Name::Kvm, "missing", |facts| facts.kvm = KvmFact::Absent),

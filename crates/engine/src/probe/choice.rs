@@ -1,6 +1,7 @@
 //! Which drivers run on this host: the best that is there, or what is wished for, or an error that names what lacks.
 
 use std::fmt;
+use std::str::FromStr;
 
 use super::{Capabilities, Name};
 use crate::vmm::Accel;
@@ -61,6 +62,8 @@ pub enum Cgroup {
 pub enum Jail {
     /// A user of its own per sandbox, a system-call filter, and nothing opened by name.
     User,
+    /// A user and a root of its own per sandbox, and a system-call filter.
+    Root,
 }
 
 macro_rules! shown_as {
@@ -70,13 +73,31 @@ macro_rules! shown_as {
                 f.write_str(match self { $(Self::$variant => $text),+ })
             }
         }
+        impl FromStr for $type {
+            type Err = UnknownDriver;
+
+            fn from_str(text: &str) -> Result<Self, UnknownDriver> {
+                match text {
+                    $($text => Ok(Self::$variant),)+
+                    other => Err(UnknownDriver { given: other.to_owned(), known: &[$($text),+] }),
+                }
+            }
+        }
     };
 }
 shown_as!(VmmKind: Firecracker => "firecracker", Qemu => "qemu");
 shown_as!(StorageKind: DeviceMapper => "dm", Qcow2 => "qcow2");
 shown_as!(Restore: File => "file", Userfaultfd => "uffd");
 shown_as!(Cgroup: V2 => "v2", None => "none");
-shown_as!(Jail: User => "user");
+shown_as!(Jail: User => "user", Root => "root");
+
+/// A driver that nobody knows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{given}` is none of {}", known.join(", "))]
+pub struct UnknownDriver {
+    given: String,
+    known: &'static [&'static str],
+}
 
 /// Something chosen, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,35 +149,66 @@ impl fmt::Display for Lacks {
 
 const WISHED: &str = "asked for";
 
+/// What disks of device-mapper need.
+const DEVICE_MAPPER_NEEDS: [Name; 2] = [Name::DeviceMapper, Name::LoopDevices];
+/// What sandboxes under Firecracker need beyond what all need.
+pub(super) const FIRECRACKER_NEEDS: [Name; 4] = [Name::Kvm, Name::DeviceMapper, Name::LoopDevices, Name::Firecracker];
+
 /// Chooses; reports everything that lacks at once.
 pub fn choose(host: &Capabilities, wishes: &Wishes) -> Result<Chosen, Lacks> {
     let mut lacks: Vec<Lack> =
         host.blockers().map(|blocker| lack(host, blocker.name.to_string(), blocker.name)).collect();
     let mut keep = |found: Option<Lack>| lacks.extend(found);
-    let vmm = vmm(wishes.vmm, &mut keep);
-    let accel = accel(host, wishes.accel, &mut keep);
-    let storage = storage(wishes.storage, &mut keep);
+    let vmm = vmm(host, wishes, &mut keep);
+    let accel = accel(host, wishes, &mut keep);
+    let storage = storage(host, wishes, &mut keep);
     let restore = restore(wishes.restore, &mut keep);
     let cgroup = cgroup(host, wishes.cgroup, &mut keep);
-    let jail = because(Jail::User, "QEMU runs as a user of the sandbox's own, under its system-call filter");
+    let jail = jail(vmm.value);
     if lacks.is_empty() { Ok(Chosen { vmm, accel, storage, restore, cgroup, jail }) } else { Err(Lacks(lacks)) }
 }
 
-fn vmm(wish: Option<VmmKind>, lacks: &mut impl FnMut(Option<Lack>)) -> Choice<VmmKind> {
-    match wish {
-        Some(VmmKind::Qemu) => because(VmmKind::Qemu, WISHED),
-        None => because(VmmKind::Qemu, "the VMM that this version drives"),
+fn vmm(host: &Capabilities, wishes: &Wishes, lacks: &mut impl FnMut(Option<Lack>)) -> Choice<VmmKind> {
+    match wishes.vmm {
+        Some(VmmKind::Qemu) => {
+            // Where it is a blocker, it is told as such.
+            let told = host.requires(Name::Qemu);
+            lacks((!told && !host.is_ready(Name::Qemu)).then(|| lack(host, "vmm = qemu".to_owned(), Name::Qemu)));
+            because(VmmKind::Qemu, WISHED)
+        }
         Some(VmmKind::Firecracker) => {
-            lacks(Some(not_in_this_version("vmm = firecracker", "vmm = qemu")));
+            for name in [Name::Firecracker, Name::Kvm] {
+                lacks((!host.is_ready(name)).then(|| lack(host, format!("vmm = firecracker ({name})"), name)));
+            }
             because(VmmKind::Firecracker, WISHED)
         }
+        None => match why_not_firecracker(host, wishes) {
+            None => because(VmmKind::Firecracker, "KVM, device-mapper and a Firecracker without known holes"),
+            Some(reason) => because(VmmKind::Qemu, &reason),
+        },
     }
 }
 
-fn accel(host: &Capabilities, wish: Option<Accel>, lacks: &mut impl FnMut(Option<Lack>)) -> Choice<Accel> {
+/// Why Firecracker is not the best choice here; `None` when it is.
+fn why_not_firecracker(host: &Capabilities, wishes: &Wishes) -> Option<String> {
+    if wishes.storage == Some(StorageKind::Qcow2) {
+        return Some("Firecracker knows no qcow2 disks".to_owned());
+    }
+    if wishes.accel == Some(Accel::Tcg) {
+        return Some("Firecracker translates no instructions".to_owned());
+    }
+    let missing = FIRECRACKER_NEEDS.into_iter().find(|name| !host.is_ready(*name))?;
+    Some(format!("no Firecracker here: {missing}: {}", host.why_not(missing).0))
+}
+
+fn accel(host: &Capabilities, wishes: &Wishes, lacks: &mut impl FnMut(Option<Lack>)) -> Choice<Accel> {
     let kvm = host.is_ready(Name::Kvm);
-    match wish {
-        Some(Accel::Tcg) => because(Accel::Tcg, WISHED),
+    match wishes.accel {
+        Some(Accel::Tcg) => {
+            let firecracker = wishes.vmm == Some(VmmKind::Firecracker);
+            lacks(firecracker.then(|| contradiction("accel = tcg", "Firecracker runs on KVM alone", "vmm = qemu")));
+            because(Accel::Tcg, WISHED)
+        }
         Some(Accel::Kvm) => {
             lacks((!kvm).then(|| lack(host, "accel = kvm".to_owned(), Name::Kvm)));
             because(Accel::Kvm, WISHED)
@@ -166,13 +218,32 @@ fn accel(host: &Capabilities, wish: Option<Accel>, lacks: &mut impl FnMut(Option
     }
 }
 
-fn storage(wish: Option<StorageKind>, lacks: &mut impl FnMut(Option<Lack>)) -> Choice<StorageKind> {
-    match wish {
-        Some(StorageKind::Qcow2) => because(StorageKind::Qcow2, WISHED),
-        None => because(StorageKind::Qcow2, "works on every host, and is what this version has"),
-        Some(StorageKind::DeviceMapper) => {
-            lacks(Some(not_in_this_version("storage = dm", "storage = qcow2")));
+fn storage(host: &Capabilities, wishes: &Wishes, lacks: &mut impl FnMut(Option<Lack>)) -> Choice<StorageKind> {
+    let firecracker = wishes.vmm == Some(VmmKind::Firecracker);
+    let missing = DEVICE_MAPPER_NEEDS.into_iter().find(|name| !host.is_ready(*name));
+    match (wishes.storage, missing) {
+        (Some(StorageKind::Qcow2), _) => {
+            let reason = "Firecracker reads plain block devices alone";
+            lacks(firecracker.then(|| contradiction("storage = qcow2", reason, "storage = dm, or vmm = qemu")));
+            because(StorageKind::Qcow2, WISHED)
+        }
+        (Some(StorageKind::DeviceMapper), missing) => {
+            lacks(missing.map(|name| lack(host, format!("storage = dm ({name})"), name)));
             because(StorageKind::DeviceMapper, WISHED)
+        }
+        (None, None) => because(StorageKind::DeviceMapper, "the kernel's own snapshots over shared images"),
+        (None, Some(name)) => {
+            lacks(firecracker.then(|| lack(host, format!("vmm = firecracker ({name})"), name)));
+            because(StorageKind::Qcow2, &format!("works on every host; {name}: {}", host.why_not(name).0))
+        }
+    }
+}
+
+fn jail(vmm: VmmKind) -> Choice<Jail> {
+    match vmm {
+        VmmKind::Qemu => because(Jail::User, "QEMU runs as a user of the sandbox's own, under its system-call filter"),
+        VmmKind::Firecracker => {
+            because(Jail::Root, "Firecracker has a user and a root of the sandbox's own, under its system-call filter")
         }
     }
 }
@@ -180,7 +251,7 @@ fn storage(wish: Option<StorageKind>, lacks: &mut impl FnMut(Option<Lack>)) -> C
 fn restore(wish: Option<Restore>, lacks: &mut impl FnMut(Option<Lack>)) -> Choice<Restore> {
     match wish {
         Some(Restore::File) => because(Restore::File, WISHED),
-        None => because(Restore::File, "QEMU maps guest memory privately over a file"),
+        None => because(Restore::File, "guest memory is mapped privately over a file"),
         Some(Restore::Userfaultfd) => {
             lacks(Some(not_in_this_version("memory restore = uffd", "memory restore = file")));
             because(Restore::Userfaultfd, WISHED)
@@ -210,6 +281,10 @@ fn lack(host: &Capabilities, what: String, name: Name) -> Lack {
     Lack { what, detail, remedy }
 }
 
+fn contradiction(wish: &str, reason: &str, instead: &str) -> Lack {
+    Lack { what: wish.to_owned(), detail: reason.to_owned(), remedy: format!("take {instead}, or leave it out") }
+}
+
 fn not_in_this_version(wish: &str, instead: &str) -> Lack {
     Lack {
         what: wish.to_owned(),
@@ -221,7 +296,7 @@ fn not_in_this_version(wish: &str, instead: &str) -> Lack {
 #[cfg(test)]
 mod tests {
     use super::super::assess::tests::best;
-    use super::super::facts::{Facts, ProgramFact};
+    use super::super::facts::{Device, Facts, ProgramFact};
     use super::*;
 
     fn host(change: impl FnOnce(&mut Facts)) -> Capabilities {
@@ -234,30 +309,56 @@ mod tests {
         outcome.map_or_else(|lacks| lacks.0.into_iter().map(|lack| lack.what).collect(), |_| Vec::new())
     }
 
-    #[test]
-    fn the_best_that_is_there() {
-        let chosen = host(|_| {}).choose(&Wishes::default()).unwrap();
-        assert_eq!((chosen.vmm.value, chosen.accel.value), (VmmKind::Qemu, Accel::Kvm));
-        assert_eq!((chosen.storage.value, chosen.cgroup.value), (StorageKind::Qcow2, Cgroup::V2));
+    fn drivers(host: &Capabilities, wishes: &Wishes) -> (VmmKind, Accel, StorageKind) {
+        let chosen = host.choose(wishes).unwrap();
+        (chosen.vmm.value, chosen.accel.value, chosen.storage.value)
+    }
+
+    fn bare() -> Capabilities {
+        host(|facts| {
+            facts.virtualization = None;
+            facts.cgroup2 = None;
+            facts.device_mapper = Device::Refused("no such device".to_owned());
+            facts.firecracker = ProgramFact::Absent;
+        })
     }
 
     #[test]
-    fn without_hardware_virtualization_the_reason_is_told() {
-        let bare = host(|facts| {
-            facts.virtualization = None;
-            facts.cgroup2 = None;
-        });
-        let chosen = bare.choose(&Wishes::default()).unwrap();
-        assert_eq!((chosen.accel.value, chosen.cgroup.value), (Accel::Tcg, Cgroup::None));
+    fn the_best_that_is_there() {
+        use self::{Accel::*, StorageKind::*, VmmKind::*};
+        let best = host(|_| {});
+        assert_eq!(drivers(&best, &Wishes::default()), (Firecracker, Kvm, DeviceMapper));
+        let no_firecracker = host(|facts| facts.firecracker = ProgramFact::Absent);
+        assert_eq!(drivers(&no_firecracker, &Wishes::default()), (Qemu, Kvm, DeviceMapper));
+        assert_eq!(drivers(&bare(), &Wishes::default()), (Qemu, Tcg, Qcow2));
+        // One wish decides the rest, where only one way is left.
+        let qcow2 = Wishes { storage: Some(Qcow2), ..Wishes::default() };
+        assert_eq!(drivers(&best, &qcow2), (Qemu, Kvm, Qcow2));
+        let tcg = Wishes { accel: Some(Tcg), ..Wishes::default() };
+        assert_eq!(drivers(&best, &tcg), (Qemu, Tcg, DeviceMapper));
+        assert_eq!(best.choose(&tcg).unwrap().jail.value, Jail::User);
+    }
+
+    #[test]
+    fn firecracker_alone_is_enough() {
+        let without_qemu = host(|facts| facts.qemu = ProgramFact::Absent);
+        assert_eq!(drivers(&without_qemu, &Wishes::default()).0, VmmKind::Firecracker);
+        let wish = Wishes { vmm: Some(VmmKind::Qemu), ..Wishes::default() };
+        assert_eq!(lacking(without_qemu.choose(&wish)), ["vmm = qemu"]);
+        assert!(without_qemu.can_run());
+    }
+
+    #[test]
+    fn what_was_not_chosen_is_told_with_its_reason() {
+        let chosen = bare().choose(&Wishes::default()).unwrap();
+        assert_eq!(chosen.cgroup.value, Cgroup::None);
         assert!(chosen.accel.reason.contains("vmx"), "{}", chosen.accel.reason);
+        assert!(chosen.storage.reason.contains("no such device"), "{}", chosen.storage.reason);
+        assert!(chosen.vmm.reason.contains("kvm"), "{}", chosen.vmm.reason);
     }
 
     #[test]
     fn a_wish_the_host_cannot_grant_is_an_error_that_names_it() {
-        let bare = host(|facts| {
-            facts.virtualization = None;
-            facts.cgroup2 = None;
-        });
         let wishes = Wishes {
             vmm: Some(VmmKind::Firecracker),
             accel: Some(Accel::Kvm),
@@ -265,10 +366,39 @@ mod tests {
             restore: Some(Restore::Userfaultfd),
             cgroup: Some(Cgroup::V2),
         };
-        let wanted = ["vmm = firecracker", "accel = kvm", "storage = dm", "memory restore = uffd", "cgroup = v2"];
-        assert_eq!(lacking(bare.choose(&wishes)), wanted);
+        let wanted = [
+            "vmm = firecracker (firecracker)",
+            "vmm = firecracker (kvm)",
+            "accel = kvm",
+            "storage = dm (device_mapper)",
+            "memory restore = uffd",
+            "cgroup = v2",
+        ];
+        assert_eq!(lacking(bare().choose(&wishes)), wanted);
         let modest = Wishes { accel: Some(Accel::Tcg), cgroup: Some(Cgroup::None), ..Wishes::default() };
         assert_eq!(host(|_| {}).choose(&modest).unwrap().accel.value, Accel::Tcg);
+    }
+
+    #[test]
+    fn wishes_that_contradict_each_other_are_refused() {
+        let wishes = Wishes {
+            vmm: Some(VmmKind::Firecracker),
+            accel: Some(Accel::Tcg),
+            storage: Some(StorageKind::Qcow2),
+            ..Wishes::default()
+        };
+        assert_eq!(lacking(host(|_| {}).choose(&wishes)), ["accel = tcg", "storage = qcow2"]);
+        let no_loop = host(|facts| facts.loop_control = Device::Refused("gone".to_owned()));
+        let wishes = Wishes { vmm: Some(VmmKind::Firecracker), ..Wishes::default() };
+        assert_eq!(lacking(no_loop.choose(&wishes)), ["vmm = firecracker (loop_devices)"]);
+    }
+
+    #[test]
+    fn drivers_are_read_as_they_are_shown() {
+        assert_eq!("firecracker".parse(), Ok(VmmKind::Firecracker));
+        assert_eq!("dm".parse(), Ok(StorageKind::DeviceMapper));
+        let error = "xen".parse::<VmmKind>().unwrap_err().to_string();
+        assert_eq!(error, "`xen` is none of firecracker, qemu");
     }
 
     #[test]
@@ -276,6 +406,7 @@ mod tests {
         let broken = host(|facts| {
             facts.root = false;
             facts.qemu = ProgramFact::Absent;
+            facts.firecracker = ProgramFact::Absent;
         });
         assert!(!broken.can_run());
         let error = broken.choose(&Wishes::default()).unwrap_err();

@@ -133,9 +133,9 @@ pub async fn observe(options: &Options) -> Facts {
     let virtualization = parse::virtualization(&read("/proc/cpuinfo"));
     let kvm = tokio::task::spawn_blocking(move || observe_kvm(virtualization));
     let firecracker = async {
-        match (options.depth, &options.firecracker) {
-            (Depth::All, Some(path)) => version_of(path.clone()).await,
-            (Depth::All, None) | (Depth::Choose, _) => ProgramFact::Absent,
+        match &options.firecracker {
+            Some(path) => known_version_of(path.clone(), options).await,
+            None => ProgramFact::Absent,
         }
     };
     let qemu = async {

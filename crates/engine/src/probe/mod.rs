@@ -18,21 +18,19 @@ mod parse;
 use std::fmt;
 use std::path::PathBuf;
 
-pub use choice::{Cgroup, Choice, Chosen, Jail, Lack, Lacks, Restore, StorageKind, VmmKind, Wishes};
+pub use choice::{Cgroup, Choice, Chosen, Jail, Lack, Lacks, Restore, StorageKind, UnknownDriver, VmmKind, Wishes};
 pub use facts::{Found, ProgramFact};
 pub use parse::Version;
+pub(crate) use parse::cgroup2_mount;
 
 use crate::network::NetworkConfig;
+use crate::vmm::firecracker::version;
 use facts::Facts;
 
 /// Oldest QEMU: the first that maps guest memory privately over a read-only file (`readonly=on,rom=off`).
 pub const QEMU_OLDEST: Version = Version::new(8, 2, 0);
 /// The program of QEMU that runs microVMs.
 pub const QEMU_PROGRAM: &str = "qemu-system-x86_64";
-/// Oldest Firecracker: earlier ones, and 1.15.0, let a guest escape through its virtio transport (CVE-2026-5747).
-pub const FIRECRACKER_OLDEST: Version = Version::new(1, 14, 4);
-/// The one later Firecracker with the same hole.
-pub const FIRECRACKER_REFUSED: Version = Version::new(1, 15, 0);
 /// Oldest kernel that Wrenn was made for: pidfds, `clone3` into a cgroup, `close_range`.
 pub const KERNEL_OLDEST: Version = Version::new(5, 10, 0);
 
@@ -179,30 +177,6 @@ impl Name {
             Self::Disk => "disk",
         }
     }
-
-    /// Whether no sandbox runs without it.
-    pub fn is_required(self) -> bool {
-        match self {
-            Self::Root
-            | Self::Qemu
-            | Self::NetworkNamespaces
-            | Self::Tun
-            | Self::Veth
-            | Self::Nftables
-            | Self::Memory
-            | Self::Disk => true,
-            Self::Kernel
-            | Self::Firecracker
-            | Self::Kvm
-            | Self::Firewall
-            | Self::Dns
-            | Self::CgroupV2
-            | Self::DeviceMapper
-            | Self::LoopDevices
-            | Self::Userfaultfd
-            | Self::Swap => false,
-        }
-    }
 }
 
 impl fmt::Display for Name {
@@ -227,9 +201,33 @@ impl Capabilities {
         &self.list
     }
 
+    /// Whether no sandbox runs on this host without it: with one VMM there, nobody needs the other.
+    pub fn requires(&self, name: Name) -> bool {
+        match name {
+            Name::Root
+            | Name::NetworkNamespaces
+            | Name::Tun
+            | Name::Veth
+            | Name::Nftables
+            | Name::Memory
+            | Name::Disk => true,
+            Name::Qemu => !choice::FIRECRACKER_NEEDS.into_iter().all(|name| self.is_ready(name)),
+            Name::Kernel
+            | Name::Firecracker
+            | Name::Kvm
+            | Name::Firewall
+            | Name::Dns
+            | Name::CgroupV2
+            | Name::DeviceMapper
+            | Name::LoopDevices
+            | Name::Userfaultfd
+            | Name::Swap => false,
+        }
+    }
+
     /// What no sandbox runs without and is not there.
     pub fn blockers(&self) -> impl Iterator<Item = &Capability> {
-        self.list.iter().filter(|each| each.name.is_required() && matches!(each.state, State::Missing { .. }))
+        self.list.iter().filter(|each| self.requires(each.name) && matches!(each.state, State::Missing { .. }))
     }
 
     /// Whether sandboxes can run here.
@@ -240,6 +238,11 @@ impl Capabilities {
     /// The QEMU to run, if there is one that is new enough.
     pub fn qemu(&self) -> Option<&Found> {
         self.facts.qemu.found().filter(|found| found.version >= QEMU_OLDEST)
+    }
+
+    /// The Firecracker to run, if there is one without known holes.
+    pub fn firecracker(&self) -> Option<&Found> {
+        self.facts.firecracker.found().filter(|found| version::check(found.version).is_ok())
     }
 
     /// Memory that guests can have before the host runs out, in bytes.

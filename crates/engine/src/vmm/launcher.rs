@@ -1,8 +1,9 @@
 //! Starting a VMM under its shim, and holding on to the shim.
 //!
 //! The shim is the VMM's parent from the first moment: it reads its spec from a file, listens, starts the VMM as an
-//! unprivileged user in the sandbox's network namespace, and writes down how it ended. This side only speaks its
-//! protocol; it blocks, so callers use a blocking thread.
+//! unprivileged user in the sandbox's network namespace, control group and, if the driver wants one, jail, and writes
+//! down how it ended. A VMM never has capabilities, and `no_new_privs` always. This side only speaks the shim's protocol;
+//! it blocks, so callers use a blocking thread.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -33,8 +34,6 @@ const FIRST_FD: i32 = 10;
 const READY_FD: i32 = 3;
 /// Open descriptors a VMM may have.
 const VMM_FILES_MAX: u64 = 256;
-/// Threads a VMM may have: its vCPUs, its I/O workers (64 at most), its main loop.
-const VMM_THREADS_MAX: u64 = 64 + 32 + limits::VCPUS_MAX as u64;
 
 /// Where a VMM and its shim live.
 #[derive(Debug)]
@@ -47,6 +46,8 @@ pub struct LaunchSpec<'a> {
     pub shim_program: &'a Path,
     /// The sandbox's network namespace.
     pub netns: &'a Path,
+    /// The control groups they are born into; without any, only the VM's size limits what it takes.
+    pub cgroups: Option<LaunchCgroups>,
     /// The user and group the VMM runs as.
     pub uid: u32,
     /// Largest file the VMM may write, in bytes.
@@ -61,6 +62,15 @@ pub struct LaunchSpec<'a> {
     pub exit_record: &'a Path,
     /// Where the shim's own complaints go.
     pub log: &'a Path,
+}
+
+/// Folders of control groups (v2).
+#[derive(Clone, Debug)]
+pub struct LaunchCgroups {
+    /// The VMM's.
+    pub vmm: PathBuf,
+    /// The shim's: another one, because it has to tell of the other one's end.
+    pub shim: PathBuf,
 }
 
 /// Why a VMM was not started.
@@ -144,16 +154,26 @@ fn spawn_shim(spec: &LaunchSpec<'_>, ready: &OwnedFd) -> Result<Child, LaunchErr
         .mode(0o600)
         .open(spec.log)
         .map_err(|source| LaunchError::Io { step: "open", path: spec.log.to_owned(), source })?;
+    let cgroup = spec.cgroups.as_ref().map(|cgroups| open_folder(&cgroups.shim)).transpose()?;
     let mut spawn = Spawn::new(spec.shim_program)
         .arg0("wrenn-shim")
         .arg(spec.spec_path)
         .fd(log.as_fd(), 2)
         .fd(ready.as_fd(), READY_FD)
         .umask(0o077);
+    if let Some(cgroup) = &cgroup {
+        spawn = spawn.cgroup(cgroup.as_fd());
+    }
     for ((fd, _), number) in spec.launch.descriptors.iter().zip(FIRST_FD..) {
         spawn = spawn.fd(fd.as_fd(), number);
     }
     Ok(spawn.start()?)
+}
+
+fn open_folder(path: &Path) -> Result<File, LaunchError> {
+    let folder = rustix::fs::OFlags::DIRECTORY.bits() as i32;
+    let opened = OpenOptions::new().read(true).custom_flags(folder).open(path);
+    opened.map_err(|source| LaunchError::Io { step: "open the control group", path: path.to_owned(), source })
 }
 
 /// Reaps a shim that ended by itself; its end says nothing that the error does not.
@@ -177,7 +197,7 @@ fn describe(spec: &LaunchSpec<'_>) -> Spec {
             credentials: Some(Credentials { uid: spec.uid, gid: spec.uid, groups: Vec::new() }),
             jail: spec.launch.jail.clone(),
             netns: Some(spec.netns.to_owned()),
-            cgroup: None,
+            cgroup: spec.cgroups.as_ref().map(|cgroups| cgroups.vmm.clone()),
             fds: fds.map(|((_, vmm), shim)| InheritedFd { shim, vmm: *vmm }).collect(),
             rlimits: rlimits(spec.file_bytes_max),
             // Under memory pressure a sandbox goes before what the host itself runs.
@@ -200,7 +220,7 @@ fn rlimits(file_bytes_max: u64) -> Vec<Rlimit> {
     [
         (Resource::Core, 0),
         (Resource::OpenFiles, VMM_FILES_MAX),
-        (Resource::Processes, VMM_THREADS_MAX),
+        (Resource::Processes, u64::from(limits::VMM_THREADS_MAX)),
         (Resource::FileSize, file_bytes_max),
     ]
     .map(|(resource, most)| Rlimit { resource, soft: Some(most), hard: Some(most) })

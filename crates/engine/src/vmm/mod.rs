@@ -1,19 +1,33 @@
 //! VMM drivers: how a microVM is described, started and held.
 //!
 //! ```text
-//!   VmSpec ──Vmm::plan──► Launch ──(the shim starts it)──► process ──Vmm::attach──► Machine: freeze · thaw · stop
+//!   VmSpec ──Vmm::plan──► Plan { launch, boot }
+//!                                │      │
+//!             the shim starts it ▼      ▼
+//!                             process ◄─Boot::boot──► Machine: freeze · thaw · stop
+//!                                ▲                       ▲
+//!                                └── Vmm::attach ────────┘   a later agent
 //! ```
 //!
-//! A driver never starts a process itself: it says *what* to start ([`Launch`]: program, arguments, descriptors), the
-//! shim is the VMM's parent, and [`Vmm::attach`] takes control over the socket the VMM listens on; a later agent attaches
-//! in the same way. Drivers know nothing of networks or disks but descriptors and paths.
+//! A driver never starts a process itself: it says *what* to start ([`Launch`]: program, arguments, descriptors, jail) and
+//! the shim is the VMM's parent. What is to be said to it once it runs is [`Boot`]: nothing for QEMU, which finds all of
+//! it in its arguments; everything for Firecracker. Drivers know nothing of networks or disks but descriptors and paths.
+//! What a VMM answers is not trusted: a guest may have taken it over.
 
+#[cfg(any(test, feature = "fakes"))]
+pub mod fake;
+pub mod firecracker;
 mod launcher;
 pub mod qemu;
+pub mod seccomp;
 
 use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,9 +35,10 @@ use serde::{Deserialize, Serialize};
 
 use wrenn_proto::shim::Jail;
 
+use crate::names::SandboxId;
 use crate::units::Mib;
 
-pub use launcher::{LaunchError, LaunchSpec, Shim, VmEnd, launch};
+pub use launcher::{LaunchCgroups, LaunchError, LaunchSpec, Shim, VmEnd, launch};
 
 /// Which VMM runs a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,12 +46,15 @@ pub use launcher::{LaunchError, LaunchSpec, Shim, VmEnd, launch};
 pub enum DriverKind {
     /// QEMU's `microvm` machine.
     Qemu,
+    /// Firecracker.
+    Firecracker,
 }
 
 impl fmt::Display for DriverKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
         })
     }
 }
@@ -49,6 +67,18 @@ pub enum Accel {
     Kvm,
     /// QEMU's own translation: works everywhere, about ten times slower.
     Tcg,
+}
+
+impl FromStr for Accel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "kvm" => Ok(Self::Kvm),
+            "tcg" => Ok(Self::Tcg),
+            other => Err(format!("`{other}` is none of kvm, tcg")),
+        }
+    }
 }
 
 impl fmt::Display for Accel {
@@ -71,38 +101,101 @@ pub struct Description {
     pub accel: Accel,
 }
 
-/// One disk layer or live file, already opened by the caller: the VMM runs as a user who may open none of them.
+/// A file of the host under both of its handles: QEMU is given the descriptor, Firecracker finds the path in its jail.
 #[derive(Debug)]
-pub struct DiskFile {
-    /// The open file: read-write for the live file, read-only for a layer.
+pub struct HostFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// It, opened by the caller: the VMM runs as a user who may open none of them.
     pub file: OwnedFd,
-    /// Whether it is an overlay (qcow2) or the plain bytes.
-    pub overlay: bool,
 }
 
-/// A VM to be started. Descriptors are given away: they end in the VMM.
+impl HostFile {
+    /// Opens `path` for reading.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), file: File::open(path)?.into() })
+    }
+}
+
+/// How the bytes of a disk are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskForm {
+    /// A file of what differs from what lies beneath (qcow2).
+    Overlay,
+    /// A file of the disk's bytes.
+    Raw,
+    /// A block device.
+    BlockDevice,
+}
+
+/// One disk layer or live disk.
+#[derive(Debug)]
+pub struct DiskFile {
+    /// It: open read-write for the live disk, read-only for a layer.
+    pub file: HostFile,
+    /// How its bytes are kept.
+    pub form: DiskForm,
+}
+
+impl DiskFile {
+    /// Opens the disk that the VM writes. `overlay` tells the two kinds of files apart; a block device is seen.
+    pub fn live(path: &Path, overlay: bool) -> io::Result<Self> {
+        Self::of(path, OpenOptions::new().read(true).write(true).open(path)?, overlay)
+    }
+
+    /// Opens a layer beneath it.
+    pub fn layer(path: &Path, overlay: bool) -> io::Result<Self> {
+        Self::of(path, File::open(path)?, overlay)
+    }
+
+    fn of(path: &Path, file: File, overlay: bool) -> io::Result<Self> {
+        let form = match (file.metadata()?.file_type().is_block_device(), overlay) {
+            (true, _) => DiskForm::BlockDevice,
+            (false, true) => DiskForm::Overlay,
+            (false, false) => DiskForm::Raw,
+        };
+        Ok(Self { file: HostFile { path: path.to_owned(), file: file.into() }, form })
+    }
+}
+
+/// A network interface's other end: a TAP that is up and belongs to the VMM's user.
+#[derive(Debug)]
+pub struct Tap {
+    /// Its name in the sandbox's network namespace.
+    pub name: &'static str,
+    /// Its only queue. A driver whose VMM attaches by name lets go of it.
+    pub queue: OwnedFd,
+}
+
+/// A VM to be started. Descriptors are given away: they end in the VMM, or are closed.
 #[derive(Debug)]
 pub struct VmSpec {
+    /// The sandbox.
+    pub id: SandboxId,
+    /// The user and group the VMM runs as.
+    pub uid: u32,
+    /// The sandbox's folder for sockets, on tmpfs, which exists and only root may enter. The driver keeps the way to
+    /// control the VMM in there.
+    pub run_dir: PathBuf,
     /// Virtual CPUs.
     pub vcpus: u32,
     /// Guest memory.
     pub memory: Mib,
-    /// What guest memory reads before it is written: an immutable file of the memory's size, mapped privately.
+    /// What guest memory reads before it is written: an immutable file of the memory's size and of zeroes, mapped
+    /// privately. Firecracker has zeroes of its own.
     pub memory_base: OwnedFd,
     /// The kernel image.
-    pub kernel: OwnedFd,
+    pub kernel: HostFile,
     /// The initramfs.
-    pub initramfs: OwnedFd,
+    pub initramfs: HostFile,
     /// The kernel's command line.
     pub command_line: String,
-    /// The root disk: the live file first, then the layers beneath it, topmost first.
+    /// The root disk: the live disk first, then the layers beneath an overlay, topmost first.
     pub disk: Vec<DiskFile>,
-    /// The network interface: a TAP that is up, and the guest's MAC address on it.
-    pub tap: OwnedFd,
+    /// The network interface.
+    pub tap: Tap,
     /// MAC address of the guest's end, such as `02:fc:00:00:00:05`.
     pub guest_mac: String,
-    /// Where the VMM listens for control; made by the driver, mode 0600.
-    pub control_socket: PathBuf,
 }
 
 /// How to start a VMM: everything the shim needs to know about it.
@@ -118,23 +211,63 @@ pub struct Launch {
     pub jail: Option<Jail>,
 }
 
+/// A VM, planned: start `launch`, then `boot`.
+#[derive(Debug)]
+pub struct Plan {
+    /// What the shim is to start.
+    pub launch: Launch,
+    /// What then is to be said to it.
+    pub boot: Box<dyn Boot>,
+}
+
 /// Why a VM cannot be started or held. The VMM's own words are in `detail`.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
-    /// The control socket cannot be made or reached.
+    /// The control socket, or its folder, cannot be made or reached.
     #[error("cannot {step} the VMM's control socket {path}")]
     Socket {
         /// What was being done.
         step: &'static str,
-        /// The socket.
+        /// The socket or folder.
         path: PathBuf,
         /// What the host said.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// What lies where the control socket should be is something else: the VMM put it there.
+    #[error("the VMM's control socket {path} is not to be trusted: {reason}")]
+    Impostor {
+        /// The socket.
+        path: PathBuf,
+        /// What is there instead.
+        reason: String,
     },
     /// Hardware virtualization was there when the host was probed, and is not now.
     #[error("cannot open /dev/kvm; `wrenn doctor` says more")]
-    Kvm(#[source] std::io::Error),
+    Kvm(#[source] io::Error),
+    /// The VMM's program or one of the VM's files cannot be looked at.
+    #[error("cannot read {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM's user may not read a file that it must open itself.
+    #[error("{path} can be read by its owner only, and the VMM runs as a user of its own; chmod a+r {path}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+    },
+    /// This VMM cannot use a disk of this kind.
+    #[error("{driver} takes a block device as its disk, not {found}; use `--storage dm`, or QEMU")]
+    Disk {
+        /// The driver.
+        driver: DriverKind,
+        /// What the disk is.
+        found: &'static str,
+    },
     /// The VMM did not answer in time.
     #[error("the VMM did not answer `{command}` within {} ms; it hangs or the host is overloaded", .limit.as_millis())]
     Deadline {
@@ -149,11 +282,27 @@ pub enum VmmError {
         /// What it was asked.
         command: &'static str,
     },
+    /// The control connection ended in the middle of an answer.
+    #[error("the VMM ended in the middle of its answer to `{command}`")]
+    CutOff {
+        /// What it was asked.
+        command: &'static str,
+    },
+    /// An answer larger than any there is.
+    #[error("the VMM's answer to `{command}` is longer than {limit} bytes")]
+    TooLong {
+        /// What it was asked.
+        command: &'static str,
+        /// The most that is read, in bytes.
+        limit: usize,
+    },
     /// The VMM refused a command.
-    #[error("the VMM refused `{command}`: {detail}")]
+    #[error("the VMM refused `{command}`{}: {detail}", .status.map(|status| format!(" (HTTP {status})")).unwrap_or_default())]
     Refused {
         /// What it was asked.
         command: &'static str,
+        /// The HTTP status, from a VMM that speaks HTTP.
+        status: Option<u16>,
         /// Its error.
         detail: String,
     },
@@ -165,6 +314,9 @@ pub enum VmmError {
         /// What is wrong.
         detail: String,
     },
+    /// The program is another version than the one that was looked at, and not one to be used.
+    #[error(transparent)]
+    Version(#[from] firecracker::RefusedVersion),
 }
 
 /// Something a VMM says on its own.
@@ -174,6 +326,8 @@ pub enum Incident {
     DiskFull,
     /// Reading or writing the VM's disk failed on the host.
     DiskError(String),
+    /// The VMM broke its protocol: it is not to be trusted any more, and may still run.
+    Broken(String),
     /// The control connection closed: the VMM has ended.
     Ended,
 }
@@ -199,11 +353,22 @@ pub trait Vmm: Send + Sync {
     /// What the guest's kernel must be told on this driver's machine: console, how to restart, what to leave out.
     fn kernel_arguments(&self) -> String;
 
-    /// How to start a VMM for `vm`. Makes the control socket; starts nothing.
-    fn plan(&self, vm: VmSpec) -> Result<Launch, VmmError>;
+    /// Whether it enters any ELF kernel (and no packed one); otherwise it wants one with a PVH entry, or a packed one.
+    fn enters_any_elf(&self) -> bool;
 
-    /// Takes control of the VMM that listens at `control_socket`, also one that an earlier agent started.
-    async fn attach(&self, control_socket: &Path) -> Result<Box<dyn Machine>, VmmError>;
+    /// How to start a VMM for `vm`, and what to tell it then. Makes the place of its control socket; starts nothing.
+    fn plan(&self, vm: VmSpec) -> Result<Plan, VmmError>;
+
+    /// Takes control of the VMM whose sandbox has `run_dir`, also one that an earlier agent started.
+    async fn attach(&self, run_dir: &Path) -> Result<Box<dyn Machine>, VmmError>;
+}
+
+/// What is left to do once the VMM's process was started.
+#[async_trait]
+pub trait Boot: fmt::Debug + Send {
+    /// Waits until the VMM listens, tells it what it does not know yet, and lets the guest's CPUs run. The caller watches
+    /// for the process's end meanwhile: a VMM that never listens is waited for until a deadline.
+    async fn boot(self: Box<Self>) -> Result<Box<dyn Machine>, VmmError>;
 }
 
 /// Control over one running VMM.
@@ -212,15 +377,22 @@ pub trait Machine: Send + Sync {
     /// Whether the guest's CPUs run.
     async fn run_state(&mut self) -> Result<RunState, VmmError>;
 
-    /// Stops the guest's CPUs and flushes its block devices.
+    /// Stops the guest's CPUs. What the guest wrote to its disk is the host's from then on, maybe in the page cache only.
     async fn freeze(&mut self) -> Result<(), VmmError>;
 
     /// Lets the guest's CPUs go on.
     async fn thaw(&mut self) -> Result<(), VmmError>;
 
-    /// Ends the VMM now; nothing is written back. The shim sees the process end.
+    /// Ends the VMM now; nothing is written back. The shim sees the process end. A VMM that has ended is fine.
     async fn stop(&mut self) -> Result<(), VmmError>;
 
     /// The next thing the VMM says on its own. Cancel safe.
     async fn incident(&mut self) -> Incident;
+}
+
+/// What a VMM says, for a message to people: bounded, and nothing in it that drives a terminal.
+fn excerpt(bytes: &[u8]) -> String {
+    const EXCERPT_MAX: usize = 500;
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(EXCERPT_MAX)]);
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned()
 }

@@ -49,7 +49,7 @@ impl Host {
     /// A sandbox with a guest that is up.
     pub fn sandbox(&self, network: &Network) -> Sandbox {
         let lease = self.wait(network.acquire()).unwrap();
-        let guest = Guest::boot(lease.open_tap(None).unwrap());
+        let guest = Guest::boot(lease.open_tap().unwrap());
         Sandbox { guest, lease }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,9 @@ pub const SPEC_VERSION: u32 = 1;
 
 /// Largest spec in bytes. A VMM's arguments are a few KiB.
 const SPEC_MAX: u64 = 1024 * 1024;
+
+/// Most entries of a [`Jail`]; a VMM needs about ten.
+const JAIL_ENTRIES_MAX: usize = 64;
 
 /// Longest Unix socket path the kernel takes (sun_path less the NUL).
 const SOCKET_PATH_MAX: usize = 107;
@@ -126,6 +129,22 @@ pub enum JailEntry {
         /// On the host.
         source: PathBuf,
     },
+}
+
+impl JailEntry {
+    /// Its place inside.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Device { path, .. } | Self::ReadOnly { path, .. } | Self::Writable { path, .. } => path,
+        }
+    }
+
+    /// What of the host it is made of.
+    pub fn source(&self) -> &Path {
+        match self {
+            Self::Device { source, .. } | Self::ReadOnly { source, .. } | Self::Writable { source, .. } => source,
+        }
+    }
 }
 
 /// A descriptor that is handed on.
@@ -245,6 +264,7 @@ impl Spec {
     pub fn check(&self) -> Result<(), SpecError> {
         let mut problems = Vec::new();
         self.check_paths(&mut problems);
+        self.check_jail(&mut problems);
         self.check_console(&mut problems);
         self.check_descriptors(&mut problems);
         if problems.is_empty() { Ok(()) } else { Err(SpecError::Nonsense { problems }) }
@@ -261,6 +281,22 @@ impl Spec {
         let length = self.socket.as_os_str().len();
         if length > SOCKET_PATH_MAX {
             problems.push(format!("the socket's path has {length} bytes, the most is {SOCKET_PATH_MAX}"));
+        }
+    }
+
+    /// What follows from the text alone; the host has its say when the jail is built.
+    fn check_jail(&self, problems: &mut Vec<String>) {
+        let Some(Jail { mount_point, entries }) = &self.vmm.jail else { return };
+        if entries.len() > JAIL_ENTRIES_MAX {
+            problems.push(format!("a jail of {} entries; the most is {JAIL_ENTRIES_MAX}", entries.len()));
+        }
+        let paths = entries.iter().flat_map(|entry| [entry.path(), entry.source()]);
+        for path in paths.chain([mount_point.as_path()]).filter(|path| !is_plain(path)) {
+            problems.push(format!("{} in the jail is not a plain absolute path", path.display()));
+        }
+        let mut places = BTreeSet::new();
+        for entry in entries.iter().filter(|entry| !places.insert(entry.path())) {
+            problems.push(format!("{} is in the jail twice", entry.path().display()));
         }
     }
 
@@ -288,6 +324,14 @@ impl Spec {
             }
         }
     }
+}
+
+/// Absolute, below the root, and without `..`.
+fn is_plain(path: &Path) -> bool {
+    let mut components = path.components();
+    components.next() == Some(Component::RootDir)
+        && components.clone().next().is_some()
+        && components.all(|component| matches!(component, Component::Normal(_)))
 }
 
 #[derive(Deserialize)]

@@ -73,6 +73,29 @@ fn all_that_makes_no_sense_in_a_spec_is_said_at_once() {
 }
 
 #[test]
+fn a_jail_has_plain_paths_and_each_once() {
+    let device = |path: &str, source: &str| JailEntry::Device { path: path.into(), source: source.into() };
+    let said = |mount_point: &str, entries: Vec<JailEntry>| {
+        let mut spec = spec();
+        spec.vmm.jail = Some(Jail { mount_point: mount_point.into(), entries });
+        problems(&spec).len()
+    };
+    let kvm = || device("/dev/kvm", "/dev/kvm");
+    assert_eq!(said("/run/x/root", vec![kvm(), device("/dev/net/tun", "/dev/net/tun")]), 0);
+    for (mount_point, entries, problems) in [
+        ("root", vec![kvm()], 1),
+        ("/", vec![kvm()], 1),
+        ("/run/../x", vec![kvm()], 1),
+        ("/run/x", vec![kvm(), kvm()], 1),
+        ("/run/x", vec![device("dev/kvm", "/dev/kvm"), device("/a", "../kvm")], 2),
+        ("/run/x", vec![device("/../kvm", "/dev/kvm"), device("/", "/dev/kvm")], 2),
+        ("/run/x", (0..65).map(|n| device(&format!("/{n}"), "/dev/kvm")).collect(), 1),
+    ] {
+        assert_eq!(said(mount_point, entries.clone()), problems, "{mount_point} {entries:?}");
+    }
+}
+
+#[test]
 fn every_request_is_in_the_list_of_known_ones() {
     let requests = [
         Request::Hello { min: 1, max: 2 },

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 
-use wrenn_proto::shim::{Credentials, End, Ready};
+use wrenn_proto::shim::{Credentials, End, Jail, JailEntry, Ready};
 use wrenn_sys::netns::NetNs;
 
 use crate::harness::Plan;
@@ -69,4 +69,57 @@ fn root_the_vmm_is_in_its_network_namespace_and_the_shim_is_not() {
     let of = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
     assert_eq!(of(shim.child.pid()), of(std::process::id()));
     assert_ne!(of(shim.vmm_pid()), of(std::process::id()));
+}
+
+/// A VMM, a busybox, that sees itself and a folder to write in.
+fn jailed(script: &str) -> Plan {
+    let mut plan = Plan::program("/busybox", &["sh", "-c", script]);
+    let folder = plan.spec.socket.parent().unwrap().to_owned();
+    for name in ["root", "out"] {
+        std::fs::create_dir(folder.join(name)).unwrap();
+    }
+    std::os::unix::fs::chown(folder.join("out"), Some(65_534), Some(65_534)).unwrap();
+    plan.spec.vmm.credentials = Some(Credentials { uid: 65_534, gid: 65_534, groups: vec![] });
+    let entries = vec![
+        JailEntry::ReadOnly { path: "/busybox".into(), source: "/bin/busybox".into() },
+        JailEntry::Device { path: "/dev/null".into(), source: "/dev/null".into() },
+        JailEntry::Writable { path: "/run".into(), source: folder.join("out") },
+    ];
+    plan.spec.vmm.jail = Some(Jail { mount_point: folder.join("root"), entries });
+    plan
+}
+
+#[test]
+fn root_the_vmm_is_locked_into_its_jail_and_the_shim_is_not() {
+    require_root();
+    let shim = jailed("/busybox find / && echo here > /run/file; exec /busybox sleep 600").start();
+    crate::harness::until("all is listed", || shim.console().lines().count() == 5);
+    let mut console: Vec<_> = shim.console().lines().map(str::to_owned).collect();
+    console.sort();
+    assert_eq!(console, ["/", "/busybox", "/dev", "/dev/null", "/run"]);
+    let written = shim.spec.socket.with_file_name("out/file");
+    crate::harness::until("the file is written", || {
+        std::fs::read_to_string(&written).is_ok_and(|text| text == "here\n")
+    });
+    let of = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
+    assert_eq!(of(shim.child.pid()), of(std::process::id()));
+    assert_ne!(of(shim.vmm_pid()), of(std::process::id()));
+    let (_, plain) = Plan::script("exec sleep 600").start().memory_kib();
+    let (_, most) = shim.memory_kib();
+    assert!(most < plain + 256, "the jail costs the shim memory: {most} KiB, {plain} KiB without");
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let folder = shim.spec.socket.parent().unwrap().to_str().unwrap();
+    assert!(!table.contains(folder), "the host sees the jail:\n{table}");
+}
+
+#[test]
+fn root_a_jail_that_cannot_be_built_is_a_failed_step_and_names_the_entry() {
+    require_root();
+    let mut plan = jailed("exit 0");
+    let entry = JailEntry::ReadOnly { path: "/kernel".into(), source: "/no/such/kernel".into() };
+    plan.spec.vmm.jail.as_mut().unwrap().entries.push(entry);
+    let shim = plan.launch(&[]);
+    let Some(Ready::SpawnFailed(record)) = &shim.ready else { panic!("{:?}", shim.ready) };
+    let expected = End::SpawnFailed { step: "jail_source".into(), errno: 2, program: "/kernel".into() };
+    assert_eq!(record.end, expected);
 }

@@ -22,6 +22,7 @@ use std::ptr;
 
 use rustix::process::Signal;
 
+use super::jail::{Call, Operation};
 use super::{Child, Credentials, Resource, Rlimit, Step};
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -37,8 +38,20 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Since Linux 6.9; libc does not name it yet.
 const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
 
-/// A step that failed, and its errno.
-pub(super) type Failure = (Step, c_int);
+/// A step that failed.
+#[derive(Clone, Copy)]
+pub(super) struct Failure {
+    pub step: Step,
+    /// Index of the jail's entry it was for.
+    pub entry: Option<usize>,
+    pub errno: c_int,
+}
+
+impl Failure {
+    fn of(step: Step, errno: c_int) -> Self {
+        Self { step, entry: None, errno }
+    }
+}
 
 /// What the child is to do, in values it can use without allocating.
 pub(super) struct Request {
@@ -55,6 +68,8 @@ pub(super) struct Request {
     pub parent_death_signal: Option<c_int>,
     pub cgroup: Option<RawFd>,
     pub netns: Option<RawFd>,
+    /// What builds and enters the jail; empty without one.
+    pub root: Vec<Operation>,
     pub no_new_privs: bool,
     pub drop_capabilities: bool,
     pub rlimits: Vec<Rlimit>,
@@ -92,12 +107,12 @@ impl Prepared {
 
 /// Starts the child and returns once it has executed the program or failed.
 pub(super) fn launch(prepared: &mut Prepared) -> Result<Child, Failure> {
-    let stack = Stack::new().map_err(|error| (Step::Clone, error.raw_os_error().unwrap_or(libc::ENOMEM)))?;
+    let stack = Stack::new().map_err(|error| Failure::of(Step::Clone, error.raw_os_error().unwrap_or(libc::ENOMEM)))?;
     let blocked = SignalsBlocked::new();
     let cloned = clone_into(prepared, &stack);
     drop(blocked);
     drop(stack);
-    let child = cloned.map_err(|errno| (Step::Clone, errno))?;
+    let child = cloned.map_err(|errno| Failure::of(Step::Clone, errno))?;
     match prepared.failure {
         None => Ok(child),
         Some(failure) => {
@@ -185,6 +200,8 @@ fn run(prepared: &mut Prepared) -> Result<std::convert::Infallible, Failure> {
     // Before the limits: staging takes high numbers. After netns: the numbers given by the caller are gone then.
     map_descriptors(&request.mappings, &mut prepared.staged)?;
     take_terminal(request)?;
+    // After everything that names a file of the host, before the rights to mount and to make devices are gone.
+    enter_jail(&request.root)?;
     set_rlimits(request)?;
     drop_bounding_set(request)?;
     set_credentials(request)?;
@@ -199,7 +216,7 @@ fn run(prepared: &mut Prepared) -> Result<std::convert::Infallible, Failure> {
 }
 
 fn check(step: Step, answer: impl Into<i64>) -> Result<(), Failure> {
-    if answer.into() == -1 { Err((step, errno())) } else { Ok(()) }
+    if answer.into() == -1 { Err(Failure::of(step, errno())) } else { Ok(()) }
 }
 
 fn errno() -> c_int {
@@ -282,6 +299,42 @@ fn take_terminal(request: &Request) -> Result<(), Failure> {
     check(Step::ControllingTerminal, unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })
 }
 
+fn enter_jail(root: &[Operation]) -> Result<(), Failure> {
+    if !root.is_empty() {
+        // The modes of the plan are meant literally; the program's own mask is set by `enter_folder`.
+        // SAFETY: a plain number; cannot fail.
+        unsafe { libc::umask(0) };
+    }
+    for Operation { step, entry, call } in root {
+        check(*step, perform(call)).map_err(|failure| Failure { entry: *entry, ..failure })?;
+    }
+    Ok(())
+}
+
+/// One call of the jail's plan; -1 and `errno`, or 0.
+fn perform(call: &Call) -> i64 {
+    // SAFETY: every string is NUL-terminated and owned by the plan, which outlives the calls; the rest is plain numbers.
+    // The namespaces, the root and the working directory that change are the child's own (no CLONE_FS).
+    unsafe {
+        match call {
+            Call::Unshare { flags } => i64::from(libc::unshare(*flags)),
+            Call::Mount { source, target, filesystem, flags, data } => i64::from(libc::mount(
+                source.as_ptr(),
+                target.as_ptr(),
+                filesystem.as_ptr(),
+                *flags,
+                data.as_ptr().cast(),
+            )),
+            Call::Mkdir { path, mode } => i64::from(libc::mkdir(path.as_ptr(), *mode)),
+            Call::Mknod { path, mode, device } => i64::from(libc::mknod(path.as_ptr(), *mode, *device)),
+            Call::Chown { path, uid, gid } => i64::from(libc::lchown(path.as_ptr(), *uid, *gid)),
+            Call::Chdir { path } => i64::from(libc::chdir(path.as_ptr())),
+            Call::PivotRoot => libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()),
+            Call::Detach => i64::from(libc::umount2(c".".as_ptr(), libc::MNT_DETACH)),
+        }
+    }
+}
+
 fn set_rlimits(request: &Request) -> Result<(), Failure> {
     for limit in &request.rlimits {
         let value = libc::rlimit {
@@ -317,7 +370,7 @@ fn drop_bounding_set(request: &Request) -> Result<(), Failure> {
         let answer = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         match check(Step::Capabilities, answer) {
             // Past the last capability this kernel knows.
-            Err((_, libc::EINVAL)) => break,
+            Err(Failure { errno: libc::EINVAL, .. }) => break,
             other => other?,
         }
     }
@@ -358,7 +411,7 @@ fn set_parent_death_signal(request: &Request, parent: libc::pid_t) -> Result<(),
     // SAFETY: no arguments.
     let parent_now = unsafe { libc::getppid() };
     // If it died before the call above there will be no signal.
-    if parent_now == parent { Ok(()) } else { Err((Step::ParentDeathSignal, libc::ESRCH)) }
+    if parent_now == parent { Ok(()) } else { Err(Failure::of(Step::ParentDeathSignal, libc::ESRCH)) }
 }
 
 fn forbid_new_privileges(request: &Request) -> Result<(), Failure> {
@@ -400,7 +453,7 @@ fn execute(prepared: &Prepared) -> Failure {
     let program: &CStr = &prepared.request.program;
     // SAFETY: both arrays end with a null pointer and point to NUL-terminated strings that `Request` owns.
     unsafe { libc::execve(program.as_ptr(), prepared.argv.as_ptr(), prepared.envp.as_ptr()) };
-    (Step::Exec, errno())
+    Failure::of(Step::Exec, errno())
 }
 
 /// The memory a child runs on.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::world::{World, assert_run, output_with_input, text};
+use crate::world::{Stack, World, assert_run, output_with_input, text};
 
 #[test]
 fn root_prints_what_the_command_prints_and_exits_with_its_code() {
@@ -108,7 +108,10 @@ fn root_json_holds_output_exit_and_timings() {
     assert_eq!(json["stdout"], serde_json::json!({"text": "hi\n", "bytes": 3, "truncated": false}));
     assert_eq!(json["stderr"]["base64"], "/w==");
     assert_eq!(json["start"], "cold");
-    assert_eq!(json["vmm"]["driver"], "qemu");
+    let stack = Stack::of_this_run();
+    let ran = ["driver", "accel"].map(|part| json["vmm"][part].as_str().unwrap_or_default().to_owned());
+    assert_eq!(ran, [stack.vmm, stack.accel], "{json}");
+    assert_eq!(json["storage"], stack.storage.as_str());
     assert_eq!(json["id"].as_str().unwrap().len(), 20);
     for phase in ["network", "disk", "vmm", "guest", "init", "exec", "end vmm", "end network", "end files"] {
         assert!(json["timings_ms"][phase].as_f64().unwrap() > 0.0, "{phase}: {json}");
@@ -138,6 +141,17 @@ fn root_size_is_as_asked() {
     assert!((400 * 1024..512 * 1024).contains(&kib), "{stdout}");
     let mib: u32 = lines[2].split_whitespace().nth(1).unwrap().parse().unwrap();
     assert!((900..1024).contains(&mib), "the root file system has grown: {stdout}");
+    world.finish();
+}
+
+/// A kernel that distrusts the CPUs' counter falls back to a clock of 4 ms.
+#[test]
+fn root_the_clock_of_several_cpus_is_fine_grained() {
+    let world = World::new();
+    let clock = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let output = world.output(&["run", "--vcpus", "2", "--", "cat", clock]);
+    let name = text(&output.stdout);
+    assert!(["tsc\n", "kvm-clock\n"].contains(&name.as_str()), "{name} {}", text(&output.stderr));
     world.finish();
 }
 

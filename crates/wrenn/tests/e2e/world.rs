@@ -9,6 +9,27 @@ use std::time::{Duration, Instant};
 /// How long anything that is waited for may take; under emulation on a busy machine a boot takes up to 15 s.
 pub const LIMIT: Duration = Duration::from_secs(90);
 
+/// The drivers that these tests run on: `WRENN_TEST_STACK`, such as `firecracker+kvm+dm`; by default those that run on any
+/// machine. Nothing is left to what the host happens to have.
+pub struct Stack {
+    /// The VMM.
+    pub vmm: String,
+    /// What executes the guest's instructions.
+    pub accel: String,
+    /// What disks are made of.
+    pub storage: String,
+}
+
+impl Stack {
+    /// The one of this run.
+    pub fn of_this_run() -> Self {
+        let text = std::env::var("WRENN_TEST_STACK").unwrap_or_else(|_| "qemu+tcg+qcow2".to_owned());
+        let parts: Vec<&str> = text.split('+').collect();
+        let [vmm, accel, storage] = parts[..] else { panic!("WRENN_TEST_STACK={text} is not VMM+ACCEL+STORAGE") };
+        Self { vmm: vmm.to_owned(), accel: accel.to_owned(), storage: storage.to_owned() }
+    }
+}
+
 /// One instance, and what was there before it.
 pub struct World {
     dir: tempfile::TempDir,
@@ -43,7 +64,9 @@ impl World {
     /// `wrenn` with these arguments, stdin empty, not yet started.
     pub fn wrenn(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wrenn"));
+        let stack = Stack::of_this_run();
         command.args(args).env("WRENN_DIR", self.dir()).stdin(Stdio::null());
+        command.env("WRENN_VMM", stack.vmm).env("WRENN_ACCEL", stack.accel).env("WRENN_STORAGE", stack.storage);
         command
     }
 
@@ -124,7 +147,8 @@ impl World {
             let run_dir = PathBuf::from("/run/wrenn").join(&tag);
             left.extend(entries(run_dir).into_iter().filter(|path| !is_claim(path)));
             left.extend(entries("/run/wrenn/netns".into()).into_iter().filter(|path| path.contains(&tag)));
-            left.extend(Host::now().lines.into_iter().filter(|line| line.contains(&tag)));
+            let dir = self.dir().display().to_string();
+            left.extend(Host::now().lines.into_iter().filter(|line| line.contains(&tag) || line.contains(&dir)));
         }
         left
     }
@@ -284,6 +308,11 @@ fn link_tree(from: &Path, to: &Path) {
     }
 }
 
+/// What is in a folder; nothing, where there is none.
+fn entries(folder: &str) -> impl Iterator<Item = PathBuf> {
+    std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path())
+}
+
 /// What a host has of the things that sandboxes make, one line each.
 struct Host {
     lines: Vec<String>,
@@ -304,6 +333,12 @@ impl Host {
             let output = Command::new(program).args(args).output().unwrap();
             lines.extend(text(&output.stdout).lines().map(|line| format!("{program}: {line}")));
         }
+        lines.extend(entries("/sys/block").filter_map(|disk| {
+            let name = std::fs::read_to_string(disk.join("dm/name")).ok()?;
+            Some(format!("device-mapper: {}", name.trim()))
+        }));
+        let cgroups = entries("/sys/fs/cgroup").filter(|path| path.to_string_lossy().contains("/wrenn-"));
+        lines.extend(cgroups.map(|path| format!("cgroup: {}", path.display())));
         Self { lines }
     }
 

@@ -1,7 +1,8 @@
 //! QMP: QEMU's control protocol, one JSON object per line, with typed messages.
 //!
 //! Greeting, `qmp_capabilities`, then command and answer; events come in between at any time and are kept for
-//! [`Machine::incident`]. QEMU may be taken over by its guest: a line is bounded, and so is what is kept of it.
+//! [`Machine::incident`]. Commands are numbered: the late answer to one that was given up is no answer to the next. QEMU
+//! may be taken over by its guest: a line is bounded, and so is what is kept of it.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -15,14 +16,14 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
-use crate::vmm::{Incident, Machine, RunState, VmmError};
+use crate::vmm::{Incident, Machine, RunState, VmmError, excerpt};
 
 /// How long QEMU has for the greeting: it answers only once its machine is built.
 const GREETING_LIMIT: Duration = Duration::from_secs(10);
 /// How long QEMU has for one command; `stop` waits for the guest's writes.
 const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 /// Longest line taken, in bytes; the longest of the answers used here is under 1 KiB.
-const LINE_MAX: u64 = 64 * 1024;
+const LINE_MAX: usize = 64 * 1024;
 /// Incidents kept until somebody asks; later ones are dropped, the first say what happened.
 const INCIDENTS_MAX: usize = 16;
 
@@ -54,6 +55,13 @@ impl Command {
     }
 }
 
+#[derive(Debug, Serialize)]
+struct Numbered {
+    #[serde(flatten)]
+    command: Command,
+    id: u64,
+}
+
 /// What QEMU says; fields not listed are ignored.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
@@ -70,9 +78,11 @@ enum Message {
     Done {
         #[serde(rename = "return")]
         value: Value,
+        id: Option<u64>,
     },
     Refused {
         error: Refusal,
+        id: Option<u64>,
     },
 }
 
@@ -102,6 +112,7 @@ pub(super) struct Qmp {
     writer: OwnedWriteHalf,
     line: Vec<u8>,
     incidents: VecDeque<Incident>,
+    commands: u64,
 }
 
 impl Qmp {
@@ -113,7 +124,8 @@ impl Qmp {
             source,
         })?;
         let (reader, writer) = stream.into_split();
-        let mut qmp = Self { reader: BufReader::new(reader), writer, line: Vec::new(), incidents: VecDeque::new() };
+        let mut qmp =
+            Self { reader: BufReader::new(reader), writer, line: Vec::new(), incidents: VecDeque::new(), commands: 0 };
         qmp.greeting().await?;
         qmp.execute(Command::Capabilities).await?;
         Ok(qmp)
@@ -124,7 +136,7 @@ impl Qmp {
         match timeout(GREETING_LIMIT, self.message(command)).await {
             Err(_elapsed) => Err(VmmError::Deadline { command, limit: GREETING_LIMIT }),
             Ok(Ok(Message::Greeting { .. })) => Ok(()),
-            Ok(Ok(other)) => Err(VmmError::Protocol { command, detail: format!("{other:?}") }),
+            Ok(Ok(other)) => Err(VmmError::Protocol { command, detail: excerpt(format!("{other:?}").as_bytes()) }),
             Ok(Err(error)) => Err(error),
         }
     }
@@ -138,16 +150,20 @@ impl Qmp {
 
     async fn exchange(&mut self, command: Command) -> Result<Value, VmmError> {
         let name = command.name();
-        let mut line = serde_json::to_vec(&command)
-            .map_err(|error| VmmError::Protocol { command: name, detail: error.to_string() })?;
+        self.commands += 1;
+        let number = self.commands;
+        let mut line = serde_json::to_vec(&Numbered { command, id: number }).expect("a command is JSON");
         line.push(b'\n');
         self.writer.write_all(&line).await.map_err(|_broken_pipe| VmmError::Gone { command: name })?;
         loop {
             match self.message(name).await? {
-                Message::Done { value } => return Ok(value),
-                Message::Refused { error: Refusal { class, desc } } => {
-                    return Err(VmmError::Refused { command: name, detail: format!("{class}: {desc}") });
+                Message::Done { value, id } if id == Some(number) => return Ok(value),
+                Message::Refused { error: Refusal { class, desc }, id } if id == Some(number) || id.is_none() => {
+                    let detail = excerpt(format!("{class}: {desc}").as_bytes());
+                    return Err(VmmError::Refused { command: name, status: None, detail });
                 }
+                // The late answer to a command that was given up.
+                Message::Done { .. } | Message::Refused { .. } => {}
                 Message::Event { event, data } => self.note(&event, data),
                 Message::Greeting { .. } => {
                     return Err(VmmError::Protocol { command: name, detail: "a second greeting".to_owned() });
@@ -158,15 +174,14 @@ impl Qmp {
 
     /// The next message. Cancel safe: a line that is half read stays in `self.line`.
     async fn message(&mut self, command: &'static str) -> Result<Message, VmmError> {
-        let room = LINE_MAX.saturating_sub(self.line.len() as u64);
+        let room = LINE_MAX.saturating_sub(self.line.len()) as u64;
         let mut bounded = (&mut self.reader).take(room);
         let read = bounded.read_until(b'\n', &mut self.line).await;
         if !self.line.ends_with(b"\n") {
             return Err(match read {
-                Ok(_) if self.line.len() as u64 >= LINE_MAX => {
-                    VmmError::Protocol { command, detail: format!("a line of more than {LINE_MAX} bytes") }
-                }
-                Ok(_) | Err(_) => VmmError::Gone { command },
+                Ok(_) if self.line.len() >= LINE_MAX => VmmError::TooLong { command, limit: LINE_MAX },
+                Ok(_) | Err(_) if self.line.is_empty() => VmmError::Gone { command },
+                Ok(_) | Err(_) => VmmError::CutOff { command },
             });
         }
         let line = std::mem::take(&mut self.line);
@@ -192,10 +207,6 @@ fn incident_of(event: &str, data: Value) -> Option<Incident> {
     Some(if error.nospace { Incident::DiskFull } else { Incident::DiskError(error.reason.chars().take(200).collect()) })
 }
 
-fn excerpt(line: &[u8]) -> String {
-    line.escape_ascii().take(200).map(char::from).collect()
-}
-
 #[async_trait]
 impl Machine for Qmp {
     async fn run_state(&mut self) -> Result<RunState, VmmError> {
@@ -216,7 +227,7 @@ impl Machine for Qmp {
     async fn stop(&mut self) -> Result<(), VmmError> {
         match self.execute(Command::Quit).await {
             // It may be gone before it has answered.
-            Ok(_) | Err(VmmError::Gone { .. }) => Ok(()),
+            Ok(_) | Err(VmmError::Gone { .. } | VmmError::CutOff { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -229,83 +240,9 @@ impl Machine for Qmp {
             match self.message("report").await {
                 Ok(Message::Event { event, data }) => self.note(&event, data),
                 Ok(Message::Greeting { .. } | Message::Done { .. } | Message::Refused { .. }) => {}
-                Err(_) => return Incident::Ended,
+                Err(VmmError::Gone { .. } | VmmError::CutOff { .. }) => return Incident::Ended,
+                Err(error) => return Incident::Broken(error.to_string()),
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::net::UnixListener;
-
-    use super::*;
-
-    /// A QEMU that says `script`: the greeting first, then one entry per command it is sent; after the last it ends.
-    async fn with_qemu_saying(script: &'static [&'static str]) -> Result<Qmp, VmmError> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("qmp");
-        let listener = UnixListener::bind(&path).unwrap();
-        tokio::spawn(async move {
-            let (stream, _) = listener.accept().await.unwrap();
-            let (reader, mut writer) = stream.into_split();
-            let mut commands = BufReader::new(reader).lines();
-            for (index, lines) in script.iter().enumerate() {
-                if index > 0 && commands.next_line().await.unwrap().is_none() {
-                    return;
-                }
-                writer.write_all(format!("{lines}\n").as_bytes()).await.unwrap();
-            }
-        });
-        Qmp::connect(&path).await
-    }
-
-    const GREETING: &str = r#"{"QMP": {"version": {}, "capabilities": ["oob"]}}"#;
-    const DONE: &str = r#"{"return": {}}"#;
-
-    #[tokio::test]
-    async fn events_between_command_and_answer_are_kept() {
-        let mut qmp = with_qemu_saying(&[
-            GREETING,
-            DONE,
-            "{\"event\":\"BLOCK_IO_ERROR\",\"data\":{\"nospace\":true,\"reason\":\"x\"}}\n{\"event\":\"STOP\"}\n{\"return\":{\"running\":false,\"status\":\"io-error\"}}",
-        ])
-        .await
-        .unwrap();
-        assert_eq!(qmp.run_state().await.unwrap(), RunState::Frozen);
-        assert_eq!(qmp.incident().await, Incident::DiskFull);
-        assert_eq!(qmp.incident().await, Incident::Ended);
-    }
-
-    #[tokio::test]
-    async fn a_refusal_keeps_qemus_words() {
-        let mut qmp =
-            with_qemu_saying(&[GREETING, DONE, r#"{"error":{"class":"GenericError","desc":"no such thing"}}"#])
-                .await
-                .unwrap();
-        let error = qmp.freeze().await.unwrap_err();
-        assert_eq!(error.to_string(), "the VMM refused `stop`: GenericError: no such thing");
-    }
-
-    #[tokio::test]
-    async fn the_end_of_qemu_is_told_apart_from_nonsense() {
-        let gone = with_qemu_saying(&[GREETING, DONE]).await.unwrap().freeze().await.unwrap_err();
-        assert!(matches!(gone, VmmError::Gone { command: "stop" }), "{gone}");
-        let nonsense = with_qemu_saying(&["hello"]).await.unwrap_err();
-        assert!(matches!(nonsense, VmmError::Protocol { command: "greet", .. }), "{nonsense}");
-    }
-
-    #[tokio::test]
-    async fn an_endless_line_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("qmp");
-        let listener = UnixListener::bind(&path).unwrap();
-        let flood = tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
-        });
-        let error = Qmp::connect(&path).await.unwrap_err();
-        assert!(matches!(error, VmmError::Protocol { .. }), "{error}");
-        flood.await.unwrap();
     }
 }

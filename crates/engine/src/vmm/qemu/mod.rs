@@ -16,8 +16,11 @@ use async_trait::async_trait;
 use rustix::fs::{Mode, chmod};
 
 use self::command_line::Executor;
-use super::{Accel, Description, DriverKind, Launch, Machine, VmSpec, Vmm, VmmError};
+use super::{Accel, Boot, Description, DriverKind, Launch, Machine, Plan, VmSpec, Vmm, VmmError};
 use crate::units::Mib;
+
+/// Where QEMU listens, in the sandbox's run folder.
+const SOCKET: &str = "control.sock";
 
 /// QEMU on this host.
 #[derive(Clone, Debug)]
@@ -49,14 +52,35 @@ impl Vmm for Qemu {
         command_line::kernel_arguments(self.description.accel, self.tsc_khz)
     }
 
-    fn plan(&self, vm: VmSpec) -> Result<Launch, VmmError> {
-        let control = listen(&vm.control_socket)?;
-        let (args, descriptors) = command_line::plan(vm, control.into(), self.executor()?);
-        Ok(Launch { program: self.program.clone(), args, descriptors, jail: None })
+    fn enters_any_elf(&self) -> bool {
+        false
     }
 
-    async fn attach(&self, control_socket: &Path) -> Result<Box<dyn Machine>, VmmError> {
-        Ok(Box::new(control::Qmp::connect(control_socket).await?))
+    fn plan(&self, vm: VmSpec) -> Result<Plan, VmmError> {
+        let socket = vm.run_dir.join(SOCKET);
+        let control = listen(&socket)?;
+        let (args, descriptors) = command_line::plan(vm, control.into(), self.executor()?);
+        Ok(Plan {
+            launch: Launch { program: self.program.clone(), args, descriptors, jail: None },
+            boot: Box::new(Connect { socket }),
+        })
+    }
+
+    async fn attach(&self, run_dir: &Path) -> Result<Box<dyn Machine>, VmmError> {
+        Ok(Box::new(control::Qmp::connect(&run_dir.join(SOCKET)).await?))
+    }
+}
+
+/// The boot of a QEMU: its arguments say it all, and the guest runs at once.
+#[derive(Debug)]
+struct Connect {
+    socket: PathBuf,
+}
+
+#[async_trait]
+impl Boot for Connect {
+    async fn boot(self: Box<Self>) -> Result<Box<dyn Machine>, VmmError> {
+        Ok(Box::new(control::Qmp::connect(&self.socket).await?))
     }
 }
 
@@ -80,3 +104,6 @@ fn listen(path: &Path) -> Result<UnixListener, VmmError> {
     chmod(path, Mode::RUSR | Mode::WUSR).map_err(|error| failed("protect", error.into()))?;
     Ok(listener)
 }
+
+#[cfg(test)]
+mod tests;

@@ -337,6 +337,14 @@ fn explain(error: SpawnError, cmd: &str, program: &Path, cwd: &Path) -> StartErr
         | Step::Nice
         | Step::Descriptors
         | Step::ControllingTerminal
+        | Step::JailSource
+        | Step::Namespaces
+        | Step::JailRoot
+        | Step::JailFolder
+        | Step::JailDevice
+        | Step::JailBind
+        | Step::JailEnter
+        | Step::JailSeal
         | Step::Rlimit
         | Step::Capabilities
         | Step::Groups

@@ -1,0 +1,275 @@
+//! What every backend must do, as tests that run over any [`Storage`]; each backend's own tests call all of them.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::*;
+use crate::names::{InstanceTag, SandboxId};
+
+pub(super) const MIB: u64 = 1 << 20;
+
+/// What a VM does with its disk. Bytes; on whole blocks of 4 KiB.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Io {
+    /// Writes so many bytes of this value there.
+    Write(u64, u64, u8),
+    /// Zeroes so many bytes there.
+    Zero(u64, u64),
+    /// Finds so many bytes of this value there, or fails the test.
+    Find(u64, u64, u8),
+}
+
+/// A backend under test, with a folder of its own.
+pub(super) struct Bench<'a> {
+    storage: &'a dyn Storage,
+    /// Does as the disk's VMM would.
+    run: fn(&Disk, &[Io]),
+    dir: tempfile::TempDir,
+}
+
+impl<'a> Bench<'a> {
+    pub(super) fn new(storage: &'a dyn Storage, run: fn(&Disk, &[Io])) -> Self {
+        Self { storage, run, dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(super) fn place(&self, name: &str) -> Place {
+        place(self.dir.path(), name)
+    }
+
+    pub(super) fn base(&self) -> Layer {
+        base(self.dir.path())
+    }
+}
+
+/// A place in the folder of a test, which is an instance of its own: another folder has another tag.
+pub(super) fn place(dir: &Path, name: &str) -> Place {
+    Place { path: dir.join(name), name: DiskName { tag: tag(dir), sandbox: id(&dir.join(name)) } }
+}
+
+/// The tag of a folder.
+pub(super) fn tag(dir: &Path) -> InstanceTag {
+    id(dir).as_str()[2..2 + InstanceTag::LENGTH].parse().unwrap()
+}
+
+fn id(path: &Path) -> SandboxId {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut bytes = [0; 18];
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        let mut hasher = DefaultHasher::new();
+        (index, path).hash(&mut hasher);
+        *byte = hasher.finish() as u8;
+    }
+    SandboxId::from_random(bytes)
+}
+
+/// A raw image of 4 MiB with a pattern in its second MiB.
+pub(super) fn base(dir: &Path) -> Layer {
+    let path = dir.join("base.img");
+    let file = File::create(&path).unwrap();
+    file.set_len(4 * MIB).unwrap();
+    file.write_all_at(&vec![0xba; MIB as usize], MIB).unwrap();
+    Layer { path, format: LayerFormat::Raw, size_bytes: 4 * MIB }
+}
+
+type Test = fn(&Bench<'_>);
+
+/// Everything below.
+pub(super) fn all(storage: &dyn Storage, run: fn(&Disk, &[Io])) {
+    let tests: [(&str, Test); 8] = [
+        ("keeps_apart", keeps_apart),
+        ("a_seal_is_a_moment", a_seal_is_a_moment),
+        ("layers_stack", layers_stack),
+        ("opens_again", opens_again),
+        ("refuses", refuses),
+        ("removing_twice_is_fine", removing_twice_is_fine),
+        ("a_failure_leaves_nothing", a_failure_leaves_nothing),
+        ("agrees_with_a_plain_array", agrees_with_a_plain_array),
+    ];
+    for (name, test) in tests {
+        println!("suite: {name}");
+        test(&Bench::new(storage, run));
+    }
+}
+
+/// What was written, and what lies beneath, are not mixed up; the image stays as it is, and a flat copy is sparse.
+fn keeps_apart(bench: &Bench<'_>) {
+    let base = bench.base();
+    let before = std::fs::read(&base.path).unwrap();
+    let disk = bench.storage.create(&bench.place("disk"), std::slice::from_ref(&base), 8 * MIB).unwrap();
+    (bench.run)(&disk, &[Io::Write(0, 65_536, 0x11), Io::Zero(MIB, 131_072), Io::Write(7 * MIB, 4096, 0x22)]);
+    (bench.run)(&disk, &[Io::Find(MIB + 131_072, MIB - 131_072, 0xba), Io::Find(4 * MIB, 3 * MIB, 0)]);
+
+    let layer = bench.storage.seal(&disk, &bench.path("layer")).unwrap();
+    assert_eq!(layer.size_bytes, 8 * MIB);
+    let status = bench.storage.status(&disk).unwrap();
+    assert_eq!((status.size_bytes, status.health), (8 * MIB, Health::Sound));
+    assert!(status.own_bytes < 2 * MIB && status.shared_bytes >= MIB, "{status:?}");
+    let flat = bench.storage.flatten(&[base.clone(), layer], &bench.path("flat")).unwrap();
+    let bytes = std::fs::read(&flat.path).unwrap();
+    assert_eq!(bytes.len() as u64, 8 * MIB);
+    let all = |from: u64, to: u64, value: u8| bytes[from as usize..to as usize].iter().all(|byte| *byte == value);
+    assert!(all(0, 65_536, 0x11), "what was written");
+    assert!(all(MIB, MIB + 131_072, 0), "what was zeroed over data of the base is zero");
+    assert!(all(MIB + 131_072, 2 * MIB, 0xba), "what lies beneath");
+    assert!(all(7 * MIB, 7 * MIB + 4096, 0x22), "beyond the base");
+    assert!(allocated_bytes(&flat.path).unwrap() < 2 * MIB, "the flat image is sparse");
+    assert_eq!(std::fs::read(&base.path).unwrap(), before, "the base is as it was");
+    bench.storage.remove(&disk).unwrap();
+}
+
+/// What is written after a seal is not in the layer, and forks go their own ways.
+fn a_seal_is_a_moment(bench: &Bench<'_>) {
+    let base = bench.base();
+    let disk = bench.storage.create(&bench.place("disk"), std::slice::from_ref(&base), 4 * MIB).unwrap();
+    (bench.run)(&disk, &[Io::Write(0, 65_536, 0x11)]);
+    let layer = bench.storage.seal(&disk, &bench.path("layer")).unwrap();
+    (bench.run)(&disk, &[Io::Write(0, 65_536, 0x33)]);
+
+    let fork = bench.storage.restore(&bench.place("fork"), &[base.clone(), layer.clone()]).unwrap();
+    (bench.run)(&fork, &[Io::Find(0, 65_536, 0x11), Io::Find(MIB, MIB, 0xba), Io::Write(3 * MIB, 65_536, 0x44)]);
+    (bench.run)(&disk, &[Io::Find(0, 65_536, 0x33), Io::Find(3 * MIB, 65_536, 0)]);
+    let fresh = bench.storage.restore(&bench.place("fresh"), &[base]).unwrap();
+    (bench.run)(&fresh, &[Io::Find(0, MIB, 0), Io::Find(MIB, MIB, 0xba)]);
+    for disk in [disk, fork, fresh] {
+        bench.storage.remove(&disk).unwrap();
+    }
+}
+
+/// Disks on sealed layers on sealed layers, each larger than the one beneath; two on the same ones.
+fn layers_stack(bench: &Bench<'_>) {
+    let base = bench.base();
+    let first = bench.storage.create(&bench.place("first"), std::slice::from_ref(&base), 4 * MIB).unwrap();
+    (bench.run)(&first, &[Io::Write(0, 65_536, 0x11)]);
+    let mut layers = vec![base, bench.storage.seal(&first, &bench.path("layer1")).unwrap()];
+    let second = bench.storage.create(&bench.place("second"), &layers, 6 * MIB).unwrap();
+    (bench.run)(&second, &[Io::Find(0, 65_536, 0x11), Io::Write(5 * MIB, 65_536, 0x22)]);
+    layers.push(bench.storage.seal(&second, &bench.path("layer2")).unwrap());
+
+    let seen = [Io::Find(0, 65_536, 0x11), Io::Find(MIB, MIB, 0xba), Io::Find(5 * MIB, 65_536, 0x22)];
+    let third = bench.storage.create(&bench.place("third"), &layers, 8 * MIB).unwrap();
+    let fourth = bench.storage.create(&bench.place("fourth"), &layers, 8 * MIB).unwrap();
+    let restored = bench.storage.restore(&bench.place("restored"), &layers).unwrap();
+    assert_eq!(restored.size_bytes, 6 * MIB);
+    (bench.run)(&third, &[Io::Write(0, 4096, 0x33), Io::Write(7 * MIB, 4096, 0x33)]);
+    (bench.run)(&third, &[Io::Find(0, 4096, 0x33), Io::Find(4096, 61_440, 0x11)]);
+    bench.storage.remove(&third).unwrap();
+    (bench.run)(&fourth, &seen);
+    (bench.run)(&fourth, &[Io::Find(7 * MIB, MIB, 0)]);
+    (bench.run)(&restored, &seen);
+    for disk in [first, second, fourth, restored] {
+        bench.storage.remove(&disk).unwrap();
+    }
+}
+
+/// A disk that is there already is found again, with what it holds.
+fn opens_again(bench: &Bench<'_>) {
+    let (base, place) = (bench.base(), bench.place("disk"));
+    let layers = std::slice::from_ref(&base);
+    let disk = bench.storage.create(&place, layers, 8 * MIB).unwrap();
+    (bench.run)(&disk, &[Io::Write(0, 4096, 0x11)]);
+    let again = bench.storage.open(&place, layers, 8 * MIB).unwrap();
+    assert_eq!(again, disk);
+    (bench.run)(&again, &[Io::Find(0, 4096, 0x11), Io::Write(4096, 4096, 0x22)]);
+    assert!(bench.storage.open(&place, layers, 16 * MIB).is_err(), "another size");
+    (bench.run)(&again, &[Io::Find(4096, 4096, 0x22)]);
+    bench.storage.remove(&disk).unwrap();
+    assert!(bench.storage.open(&place, layers, 8 * MIB).is_err(), "nothing there");
+}
+
+fn refuses(bench: &Bench<'_>) {
+    let base = bench.base();
+    let layers = std::slice::from_ref(&base);
+    let place = bench.place("disk");
+    let smaller = bench.storage.create(&place, layers, MIB).unwrap_err();
+    assert!(matches!(smaller, StorageError::SmallerThanBase { .. }), "{smaller}");
+    assert!(matches!(bench.storage.create(&place, &[], MIB), Err(StorageError::NoBase)));
+    let many = vec![base.clone(); limits::DISK_LAYERS_MAX + 1];
+    assert!(matches!(bench.storage.create(&place, &many, 4 * MIB), Err(StorageError::TooManyLayers { .. })));
+    let raw_twice = bench.storage.create(&place, &[base.clone(), base.clone()], 4 * MIB).unwrap_err();
+    assert!(matches!(raw_twice, StorageError::OtherBackend { .. }), "{raw_twice}");
+
+    let disk = bench.storage.create(&place, layers, 4 * MIB).unwrap();
+    let again = bench.storage.create(&place, layers, 4 * MIB).unwrap_err();
+    assert!(matches!(again, StorageError::Exists { .. }), "{again}");
+    (bench.run)(&disk, &[Io::Find(MIB, MIB, 0xba)]);
+    bench.storage.remove(&disk).unwrap();
+}
+
+fn removing_twice_is_fine(bench: &Bench<'_>) {
+    let disk = bench.storage.create(&bench.place("disk"), &[bench.base()], 8 * MIB).unwrap();
+    bench.storage.remove(&disk).unwrap();
+    bench.storage.remove(&disk).unwrap();
+    assert!(!disk.path.exists());
+}
+
+fn a_failure_leaves_nothing(bench: &Bench<'_>) {
+    let base = bench.base();
+    let garbage = |format| {
+        let path = bench.path("garbage");
+        std::fs::write(&path, [0x55; 65_536]).unwrap();
+        Layer { path, format, size_bytes: 4 * MIB }
+    };
+    let probe = bench.storage.create(&bench.place("probe"), std::slice::from_ref(&base), 4 * MIB).unwrap();
+    let ours = bench.storage.seal(&probe, &bench.path("sealed")).unwrap().format;
+    bench.storage.remove(&probe).unwrap();
+
+    let place = bench.place("disk");
+    let layers = [base, garbage(ours)];
+    // A backend may see it only when the layer is read.
+    match bench.storage.restore(&place, &layers) {
+        Ok(disk) => bench.storage.remove(&disk).unwrap(),
+        Err(_told_at_once) => assert!(!place.path.exists(), "a half-made disk stayed"),
+    }
+    bench.storage.flatten(&layers, &bench.path("flat")).unwrap_err();
+    assert!(!bench.path("flat").exists(), "a half-made image stayed");
+}
+
+/// Any writes and zeroings, with a seal in between: disk and flat image say what a plain array says.
+fn agrees_with_a_plain_array(bench: &Bench<'_>) {
+    let writes = || proptest::collection::vec((0u64..1024, 1u64..64, 0u8..4), 1..6);
+    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(12) });
+    runner.run(&(writes(), writes()), |(first, second)| agree(bench, &first, &second)).unwrap();
+}
+
+fn agree(bench: &Bench<'_>, first: &[(u64, u64, u8)], second: &[(u64, u64, u8)]) -> Result<(), TestCaseError> {
+    let base = bench.base();
+    let mut model = std::fs::read(&base.path).unwrap();
+    let disk = bench.storage.create(&bench.place("disk"), std::slice::from_ref(&base), 4 * MIB).unwrap();
+    apply(bench, &disk, &mut model, first);
+    let layer = bench.storage.seal(&disk, &bench.path("layer1")).unwrap();
+    let top = bench.storage.create(&bench.place("top"), &[base.clone(), layer.clone()], 4 * MIB).unwrap();
+    apply(bench, &top, &mut model, second);
+    let layers = [base, layer, bench.storage.seal(&top, &bench.path("layer2")).unwrap()];
+    let flat = bench.storage.flatten(&layers, &bench.path("flat")).unwrap();
+    let same = std::fs::read(&flat.path).unwrap() == model;
+    for disk in [disk, top] {
+        bench.storage.remove(&disk).unwrap();
+    }
+    for path in ["layer1", "layer2", "flat"] {
+        std::fs::remove_file(bench.path(path)).unwrap();
+    }
+    prop_assert!(same);
+    Ok(())
+}
+
+/// Value 0 is a zeroing.
+fn apply(bench: &Bench<'_>, disk: &Disk, model: &mut [u8], writes: &[(u64, u64, u8)]) {
+    let mut ios = Vec::new();
+    for (block, count, value) in writes {
+        let (start, end) = (block * 4096, ((block + count) * 4096).min(model.len() as u64));
+        model[start as usize..end as usize].fill(*value);
+        ios.push(match value {
+            0 => Io::Zero(start, end - start),
+            value => Io::Write(start, end - start, *value),
+        });
+    }
+    (bench.run)(disk, &ios);
+}
