@@ -2,7 +2,7 @@
 //!
 //! Each module owns one kind of host resource and knows nothing of the others: [`vmm`], [`storage`], [`network`],
 //! [`cgroup`] and [`image`] never import each other; the agent composes them. What they share is here: names of host objects
-//! ([`names`]), units ([`units`]), limits ([`limits`]), the one command runner ([`command`]) and what this host can
+//! ([`names`]), units ([`units`]), words ([`words`]), limits ([`limits`]), the one command runner ([`command`]) and what this host can
 //! do ([`probe`]).
 
 pub mod cgroup;
@@ -15,3 +15,4 @@ pub mod probe;
 pub mod storage;
 pub mod units;
 pub mod vmm;
+pub mod words;

@@ -67,6 +67,13 @@ pub const SPACE_RESERVE: Mib = Mib(512);
 /// Free space at which they go on. Apart from the reserve, or they would stop and go with every block.
 pub const SPACE_AMPLE: Mib = Mib(768);
 
+/// The reserve of even the smallest file system: a sandbox's own files take less.
+pub const SPACE_RESERVE_LEAST: Mib = Mib(1);
+
+/// How long a sandbox stands still for want of space before it is given up: enough for a person who sees the warning to
+/// remove something, and not for ever, because whoever waits for its command learns nothing meanwhile.
+pub const SPACE_WAIT: Duration = Duration::from_secs(30);
+
 /// How often the free space is looked at (one system call): at 1 GiB/s a quarter of the reserve is written in between.
 pub const SPACE_LOOK_EVERY: Duration = Duration::from_millis(125);
 

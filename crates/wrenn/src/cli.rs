@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use wrenn_engine::probe::{StorageKind, VmmKind, Wishes};
-use wrenn_engine::vmm::Accel;
+use wrenn_engine::probe::Wishes;
+use wrenn_engine::storage::Backend;
+use wrenn_engine::vmm::{Accel, DriverKind};
 
 /// Sandboxes in microVMs, self-hosted, from one binary.
 #[derive(Debug, Parser)]
@@ -106,13 +107,13 @@ pub struct RunArgs {
 pub struct Drivers {
     /// The VMM: firecracker or qemu.
     #[arg(long, env = "WRENN_VMM", value_name = "VMM")]
-    pub vmm: Option<VmmKind>,
+    pub vmm: Option<DriverKind>,
     /// What executes the guest's instructions: kvm or tcg.
     #[arg(long, env = "WRENN_ACCEL", value_name = "ACCEL")]
     pub accel: Option<Accel>,
     /// What disks are made of: dm or qcow2.
     #[arg(long, env = "WRENN_STORAGE", value_name = "STORAGE")]
-    pub storage: Option<StorageKind>,
+    pub storage: Option<Backend>,
 }
 
 impl Drivers {
@@ -184,9 +185,9 @@ mod tests {
         let cli = Cli::parse_from(["wrenn", "run", "--vmm", "qemu", "--storage", "dm", "--accel", "tcg", "--", "true"]);
         let Verb::Run(run) = cli.verb else { panic!("not run") };
         let wanted = Wishes {
-            vmm: Some(VmmKind::Qemu),
+            vmm: Some(DriverKind::Qemu),
             accel: Some(Accel::Tcg),
-            storage: Some(StorageKind::DeviceMapper),
+            storage: Some(Backend::DeviceMapper),
             ..Wishes::default()
         };
         assert_eq!(run.drivers.wishes(), wanted);

@@ -10,14 +10,14 @@ use wrenn_agent::instance::{Instance, RUN_DIR};
 use wrenn_engine::cgroup::Cgroups;
 use wrenn_engine::image::ImageStore;
 use wrenn_engine::network::{Network, NetworkConfig};
-use wrenn_engine::probe::{self, Cgroup, Depth, Options, StorageKind, VmmKind, Wishes};
-use wrenn_engine::storage::Storage;
+use wrenn_engine::probe::{self, Cgroup, Depth, Options, Wishes};
 use wrenn_engine::storage::dm::Dm;
 use wrenn_engine::storage::qcow2::Qcow2;
+use wrenn_engine::storage::{Backend, Storage};
 use wrenn_engine::units::Mib;
-use wrenn_engine::vmm::Vmm;
 use wrenn_engine::vmm::firecracker::Firecracker;
 use wrenn_engine::vmm::qemu::Qemu;
+use wrenn_engine::vmm::{DriverKind, Vmm};
 
 use crate::cli::Programs;
 use crate::embedded;
@@ -49,16 +49,16 @@ pub async fn open(dir: &Path, programs: &Programs, wishes: &Wishes) -> Result<Ho
     let capabilities = probe::look(&options(dir, programs, Depth::Choose)).await;
     let chosen = capabilities.choose(wishes)?;
     let storage: Arc<dyn Storage> = match chosen.storage.value {
-        StorageKind::Qcow2 => Arc::new(Qcow2),
-        StorageKind::DeviceMapper => Arc::new(Dm::open()?),
+        Backend::Qcow2 => Arc::new(Qcow2),
+        Backend::DeviceMapper => Arc::new(Dm::open()?),
     };
     let vmm: Box<dyn Vmm> = match chosen.vmm.value {
-        VmmKind::Qemu => {
+        DriverKind::Qemu => {
             let found = capabilities.qemu().context("QEMU was chosen but is not there")?;
             let version = found.version.to_string();
             Box::new(Qemu::new(found.path.clone(), version, chosen.accel.value, tsc_khz()))
         }
-        VmmKind::Firecracker => {
+        DriverKind::Firecracker => {
             let found = capabilities.firecracker().context("Firecracker was chosen but is not there")?;
             Box::new(Firecracker::new(found.path.clone(), found.version)?)
         }

@@ -21,7 +21,9 @@ use tokio::sync::watch;
 use wrenn_agent::envd_client::{Command, EnvdError, Exec, ExecEnd, ExecEvent, Input, NotStarted};
 use wrenn_agent::reconcile;
 use wrenn_agent::sandbox::{self, CreateError, Request, Sandbox, Shape, Stopwatch, Timing, Trouble};
+use wrenn_engine::storage::Backend;
 use wrenn_engine::units::Mib;
+use wrenn_engine::vmm::Description;
 
 use crate::cli::{Programs, RunArgs};
 use crate::{EXIT_FAILED, host};
@@ -115,7 +117,11 @@ async fn run_in(dir: &Path, programs: &Programs, args: RunArgs) -> anyhow::Resul
     let mut sandbox = sandbox;
     let ran = match interrupted {
         Some(signal) => Ok(Outcome::Interrupted(signal)),
-        None => execute(&mut sandbox, &args, &mut signals, &mut report).await,
+        None => match execute(&mut sandbox, &args, &mut signals, &mut report).await {
+            // A guest that stands still does not answer; that is not its fault.
+            Err(RunError::Envd(_)) if sandbox.is_lacking_room() => Err(Trouble::DiskFull.into()),
+            outcome => outcome,
+        },
     };
     sandbox.lap("exec");
     report.timings = watch.timings().iter().copied().chain(sandbox.destroy().await).collect();
@@ -272,7 +278,8 @@ impl Signals {
 struct Report {
     sink: Sink,
     id: String,
-    vmm: wrenn_engine::vmm::Description,
+    vmm: Description,
+    storage: Backend,
     note: Option<String>,
     timings: Vec<Timing>,
 }
@@ -283,6 +290,7 @@ impl Report {
             sink: if args.json { Sink::captured() } else { Sink::live() },
             id: sandbox.id().to_string(),
             vmm: sandbox.vmm().clone(),
+            storage: sandbox.storage(),
             note: None,
             timings: Vec::new(),
         }
@@ -295,7 +303,8 @@ impl Report {
         let code = ran.as_ref().map_or(EXIT_FAILED, |outcome| outcome.exit_code());
         if let Sink::Captured(captured) = self.sink {
             let error = ran.err().map(|error| crate::causes(&error.into())).or(self.note);
-            println!("{}", json(&self.id, &self.vmm, code, error, &captured, &self.timings));
+            let made = Made { id: &self.id, vmm: &self.vmm, storage: self.storage };
+            println!("{}", json(made, code, error, &captured, &self.timings));
             return Ok(code);
         }
         if let Some(note) = self.note {
@@ -306,9 +315,15 @@ impl Report {
     }
 }
 
+/// Which sandbox it was, and what it was made with.
+struct Made<'a> {
+    id: &'a str,
+    vmm: &'a Description,
+    storage: Backend,
+}
+
 fn json(
-    id: &str,
-    vmm: &wrenn_engine::vmm::Description,
+    made: Made<'_>,
     exit_code: u8,
     error: Option<String>,
     output: &Captured,
@@ -317,8 +332,9 @@ fn json(
     let timings: serde_json::Map<_, _> =
         timings.iter().map(|timing| (timing.phase.to_owned(), millis(timing.took).into())).collect();
     serde_json::json!({
-        "id": id,
-        "vmm": vmm,
+        "id": made.id,
+        "vmm": made.vmm,
+        "storage": made.storage,
         "start": "cold",
         "exit_code": exit_code,
         "error": error,

@@ -12,11 +12,11 @@ use wrenn_agent::sandbox::{Request, Shape};
 use wrenn_engine::cgroup::Cgroups;
 use wrenn_engine::image::ImageStore;
 use wrenn_engine::network::{Network, NetworkConfig};
-use wrenn_engine::probe::{self, Depth, Options, VmmKind, Wishes};
+use wrenn_engine::probe::{self, Depth, Options, Wishes};
 use wrenn_engine::storage::qcow2::Qcow2;
 use wrenn_engine::units::Mib;
-use wrenn_engine::vmm::Vmm;
 use wrenn_engine::vmm::qemu::Qemu;
+use wrenn_engine::vmm::{DriverKind, Vmm};
 
 use crate::Args;
 
@@ -99,11 +99,11 @@ impl Setting {
 fn vmm(capabilities: &probe::Capabilities) -> Result<Box<dyn Vmm>> {
     let chosen = capabilities.choose(&Wishes::default())?;
     match chosen.vmm.value {
-        VmmKind::Qemu => {
+        DriverKind::Qemu => {
             let found = capabilities.qemu().context("QEMU was chosen but is not there")?;
             let tsc_khz = wrenn_sys::tsc::khz(TSC_WINDOW);
             Ok(Box::new(Qemu::new(found.path.clone(), found.version.to_string(), chosen.accel.value, tsc_khz)))
         }
-        VmmKind::Firecracker => bail!("only QEMU is measured; this host would run Firecracker"),
+        DriverKind::Firecracker => bail!("only QEMU is measured; this host would run Firecracker"),
     }
 }

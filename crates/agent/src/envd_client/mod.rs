@@ -129,7 +129,7 @@ impl EnvdClient {
 
     /// One attempt at `GET /health`. Once the connection stands the guest has its kernel up and answers when it can:
     /// under emulation that may take longer than an attempt, so the answer has a limit of its own.
-    async fn health(&self) -> Result<(), EnvdError> {
+    pub(crate) async fn health(&self) -> Result<(), EnvdError> {
         let stream = self.connect(ATTEMPT_LIMIT).await.map_err(EnvdError::Unreachable)?;
         http1::get_health(stream).await
     }

@@ -22,6 +22,7 @@ use wrenn_engine::vmm::{
 };
 
 use super::parts::blocking;
+use super::pulse::Pulse;
 use super::room::Room;
 use super::{CheckedShape, HostFacts, Parts, Problems, Request, Sandbox, Stopwatch, ending};
 use crate::envd_client::{Dial, EnvdClient, EnvdError, HostKey, Init};
@@ -115,6 +116,7 @@ pub async fn create(host: &Host, request: &Request, cancel: Cancel) -> Result<Sa
             machine,
             ended,
             room: Room::of(&parts),
+            pulse: Pulse::of(&parts),
             parts,
             watch,
         }),

@@ -11,6 +11,7 @@
 
 mod create;
 mod parts;
+mod pulse;
 mod request;
 mod room;
 
@@ -20,9 +21,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use wrenn_engine::cgroup::OutOfMemory;
 use wrenn_engine::names::SandboxId;
+use wrenn_engine::storage::Backend;
 use wrenn_engine::vmm::{Description, Incident, Machine, VmEnd};
 
-use self::room::Room;
+use self::pulse::Pulse;
+use self::room::{News, Room};
 use crate::envd_client::EnvdClient;
 
 pub use create::{Cancel, CreateError, create};
@@ -84,6 +87,9 @@ pub enum Trouble {
     /// Its VM ended.
     #[error("the VM ended on its own: {0}")]
     VmEnded(String),
+    /// Its guest has stopped for good, and its VM with it, but for the VMM's process.
+    #[error("the VM ended: its guest has switched itself off, or its kernel has stopped")]
+    Halted,
     /// The kernel killed its VM.
     #[error("the VM was killed: {0}")]
     OutOfMemory(OutOfMemory),
@@ -106,6 +112,7 @@ pub struct Sandbox {
     machine: Box<dyn Machine>,
     ended: oneshot::Receiver<VmEnd>,
     room: Room,
+    pulse: Pulse,
     parts: Parts,
     watch: Stopwatch,
 }
@@ -124,6 +131,16 @@ impl Sandbox {
     /// Which VMM runs it.
     pub fn vmm(&self) -> &Description {
         &self.vmm
+    }
+
+    /// What its disk is made of.
+    pub fn storage(&self) -> Backend {
+        self.parts.storage()
+    }
+
+    /// Whether its guest stands still for want of room: then it does not answer either.
+    pub fn is_lacking_room(&self) -> bool {
+        self.room.is_lacking()
     }
 
     /// The last `bytes_max` bytes of its serial console, as the guest wrote them.
@@ -151,7 +168,11 @@ impl Sandbox {
                         self.end(end)
                     }
                 },
-                () = self.room.change(&self.id) => {}
+                () = self.pulse.stops(&self.envd), if !self.room.is_lacking() => return Trouble::Halted,
+                news = self.room.change(&self.id) => match news {
+                    News::Changed => {}
+                    News::GivenUp => return Trouble::DiskFull,
+                },
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use wrenn_engine::cgroup::{Cgroup, OutOfMemory};
 use wrenn_engine::network::Lease;
-use wrenn_engine::storage::{Disk, Storage};
+use wrenn_engine::storage::{Backend, Disk, Storage};
 use wrenn_engine::vmm::Shim;
 use wrenn_proto::shim::ring;
 
@@ -29,6 +29,11 @@ pub struct Parts {
 }
 
 impl Parts {
+    /// What its disk is made of.
+    pub(super) fn storage(&self) -> Backend {
+        self.storage.backend()
+    }
+
     /// A sandbox that has its folders and its manifest, and nothing else yet.
     pub(super) fn new(storage: Arc<dyn Storage>, places: Places, manifest: Manifest, lock: Lock) -> Self {
         Self { shim: None, cgroup: None, disk: None, lease: None, places, manifest, storage, _lock: lock }

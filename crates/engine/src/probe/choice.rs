@@ -1,42 +1,25 @@
 //! Which drivers run on this host: the best that is there, or what is wished for, or an error that names what lacks.
 
 use std::fmt;
-use std::str::FromStr;
 
 use super::{Capabilities, Name};
-use crate::vmm::Accel;
+use crate::storage::Backend;
+use crate::vmm::{Accel, DriverKind};
+use crate::words::words;
 
 /// What the configuration asks for; `None` leaves it to the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wishes {
     /// Which VMM.
-    pub vmm: Option<VmmKind>,
+    pub vmm: Option<DriverKind>,
     /// What executes the guest's instructions.
     pub accel: Option<Accel>,
     /// What disks are made of.
-    pub storage: Option<StorageKind>,
+    pub storage: Option<Backend>,
     /// How memory comes back.
     pub restore: Option<Restore>,
     /// Which control groups.
     pub cgroup: Option<Cgroup>,
-}
-
-/// A VMM that can be asked for, whether or not this version drives it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VmmKind {
-    /// Firecracker.
-    Firecracker,
-    /// QEMU's `microvm` machine.
-    Qemu,
-}
-
-/// What disks are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StorageKind {
-    /// Device-mapper snapshots over loop devices.
-    DeviceMapper,
-    /// Overlay files.
-    Qcow2,
 }
 
 /// How a paused sandbox's memory comes back.
@@ -66,38 +49,9 @@ pub enum Jail {
     Root,
 }
 
-macro_rules! shown_as {
-    ($type:ty: $($variant:ident => $text:literal),+) => {
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(match self { $(Self::$variant => $text),+ })
-            }
-        }
-        impl FromStr for $type {
-            type Err = UnknownDriver;
-
-            fn from_str(text: &str) -> Result<Self, UnknownDriver> {
-                match text {
-                    $($text => Ok(Self::$variant),)+
-                    other => Err(UnknownDriver { given: other.to_owned(), known: &[$($text),+] }),
-                }
-            }
-        }
-    };
-}
-shown_as!(VmmKind: Firecracker => "firecracker", Qemu => "qemu");
-shown_as!(StorageKind: DeviceMapper => "dm", Qcow2 => "qcow2");
-shown_as!(Restore: File => "file", Userfaultfd => "uffd");
-shown_as!(Cgroup: V2 => "v2", None => "none");
-shown_as!(Jail: User => "user", Root => "root");
-
-/// A driver that nobody knows.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{given}` is none of {}", known.join(", "))]
-pub struct UnknownDriver {
-    given: String,
-    known: &'static [&'static str],
-}
+words!(Restore: File => "file", Userfaultfd => "uffd");
+words!(Cgroup: V2 => "v2", None => "none");
+words!(Jail: User => "user", Root => "root");
 
 /// Something chosen, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,11 +66,11 @@ pub struct Choice<T> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chosen {
     /// Which VMM.
-    pub vmm: Choice<VmmKind>,
+    pub vmm: Choice<DriverKind>,
     /// What executes the guest's instructions.
     pub accel: Choice<Accel>,
     /// What disks are made of.
-    pub storage: Choice<StorageKind>,
+    pub storage: Choice<Backend>,
     /// How memory comes back.
     pub restore: Choice<Restore>,
     /// Which control groups.
@@ -168,30 +122,30 @@ pub fn choose(host: &Capabilities, wishes: &Wishes) -> Result<Chosen, Lacks> {
     if lacks.is_empty() { Ok(Chosen { vmm, accel, storage, restore, cgroup, jail }) } else { Err(Lacks(lacks)) }
 }
 
-fn vmm(host: &Capabilities, wishes: &Wishes, lacks: &mut impl FnMut(Option<Lack>)) -> Choice<VmmKind> {
+fn vmm(host: &Capabilities, wishes: &Wishes, lacks: &mut impl FnMut(Option<Lack>)) -> Choice<DriverKind> {
     match wishes.vmm {
-        Some(VmmKind::Qemu) => {
+        Some(DriverKind::Qemu) => {
             // Where it is a blocker, it is told as such.
             let told = host.requires(Name::Qemu);
             lacks((!told && !host.is_ready(Name::Qemu)).then(|| lack(host, "vmm = qemu".to_owned(), Name::Qemu)));
-            because(VmmKind::Qemu, WISHED)
+            because(DriverKind::Qemu, WISHED)
         }
-        Some(VmmKind::Firecracker) => {
+        Some(DriverKind::Firecracker) => {
             for name in [Name::Firecracker, Name::Kvm] {
                 lacks((!host.is_ready(name)).then(|| lack(host, format!("vmm = firecracker ({name})"), name)));
             }
-            because(VmmKind::Firecracker, WISHED)
+            because(DriverKind::Firecracker, WISHED)
         }
         None => match why_not_firecracker(host, wishes) {
-            None => because(VmmKind::Firecracker, "KVM, device-mapper and a Firecracker without known holes"),
-            Some(reason) => because(VmmKind::Qemu, &reason),
+            None => because(DriverKind::Firecracker, "KVM, device-mapper and a Firecracker without known holes"),
+            Some(reason) => because(DriverKind::Qemu, &reason),
         },
     }
 }
 
 /// Why Firecracker is not the best choice here; `None` when it is.
 fn why_not_firecracker(host: &Capabilities, wishes: &Wishes) -> Option<String> {
-    if wishes.storage == Some(StorageKind::Qcow2) {
+    if wishes.storage == Some(Backend::Qcow2) {
         return Some("Firecracker knows no qcow2 disks".to_owned());
     }
     if wishes.accel == Some(Accel::Tcg) {
@@ -205,7 +159,7 @@ fn accel(host: &Capabilities, wishes: &Wishes, lacks: &mut impl FnMut(Option<Lac
     let kvm = host.is_ready(Name::Kvm);
     match wishes.accel {
         Some(Accel::Tcg) => {
-            let firecracker = wishes.vmm == Some(VmmKind::Firecracker);
+            let firecracker = wishes.vmm == Some(DriverKind::Firecracker);
             lacks(firecracker.then(|| contradiction("accel = tcg", "Firecracker runs on KVM alone", "vmm = qemu")));
             because(Accel::Tcg, WISHED)
         }
@@ -218,31 +172,33 @@ fn accel(host: &Capabilities, wishes: &Wishes, lacks: &mut impl FnMut(Option<Lac
     }
 }
 
-fn storage(host: &Capabilities, wishes: &Wishes, lacks: &mut impl FnMut(Option<Lack>)) -> Choice<StorageKind> {
-    let firecracker = wishes.vmm == Some(VmmKind::Firecracker);
+fn storage(host: &Capabilities, wishes: &Wishes, lacks: &mut impl FnMut(Option<Lack>)) -> Choice<Backend> {
+    let firecracker = wishes.vmm == Some(DriverKind::Firecracker);
     let missing = DEVICE_MAPPER_NEEDS.into_iter().find(|name| !host.is_ready(*name));
     match (wishes.storage, missing) {
-        (Some(StorageKind::Qcow2), _) => {
+        (Some(Backend::Qcow2), _) => {
             let reason = "Firecracker reads plain block devices alone";
             lacks(firecracker.then(|| contradiction("storage = qcow2", reason, "storage = dm, or vmm = qemu")));
-            because(StorageKind::Qcow2, WISHED)
+            because(Backend::Qcow2, WISHED)
         }
-        (Some(StorageKind::DeviceMapper), missing) => {
+        (Some(Backend::DeviceMapper), missing) => {
             lacks(missing.map(|name| lack(host, format!("storage = dm ({name})"), name)));
-            because(StorageKind::DeviceMapper, WISHED)
+            because(Backend::DeviceMapper, WISHED)
         }
-        (None, None) => because(StorageKind::DeviceMapper, "the kernel's own snapshots over shared images"),
+        (None, None) => because(Backend::DeviceMapper, "the kernel's own snapshots over shared images"),
         (None, Some(name)) => {
             lacks(firecracker.then(|| lack(host, format!("vmm = firecracker ({name})"), name)));
-            because(StorageKind::Qcow2, &format!("works on every host; {name}: {}", host.why_not(name).0))
+            because(Backend::Qcow2, &format!("works on every host; {name}: {}", host.why_not(name).0))
         }
     }
 }
 
-fn jail(vmm: VmmKind) -> Choice<Jail> {
+fn jail(vmm: DriverKind) -> Choice<Jail> {
     match vmm {
-        VmmKind::Qemu => because(Jail::User, "QEMU runs as a user of the sandbox's own, under its system-call filter"),
-        VmmKind::Firecracker => {
+        DriverKind::Qemu => {
+            because(Jail::User, "QEMU runs as a user of the sandbox's own, under its system-call filter")
+        }
+        DriverKind::Firecracker => {
             because(Jail::Root, "Firecracker has a user and a root of the sandbox's own, under its system-call filter")
         }
     }
@@ -309,7 +265,7 @@ mod tests {
         outcome.map_or_else(|lacks| lacks.0.into_iter().map(|lack| lack.what).collect(), |_| Vec::new())
     }
 
-    fn drivers(host: &Capabilities, wishes: &Wishes) -> (VmmKind, Accel, StorageKind) {
+    fn drivers(host: &Capabilities, wishes: &Wishes) -> (DriverKind, Accel, Backend) {
         let chosen = host.choose(wishes).unwrap();
         (chosen.vmm.value, chosen.accel.value, chosen.storage.value)
     }
@@ -325,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_best_that_is_there() {
-        use self::{Accel::*, StorageKind::*, VmmKind::*};
+        use self::{Accel::*, Backend::*, DriverKind::*};
         let best = host(|_| {});
         assert_eq!(drivers(&best, &Wishes::default()), (Firecracker, Kvm, DeviceMapper));
         let no_firecracker = host(|facts| facts.firecracker = ProgramFact::Absent);
@@ -342,8 +298,8 @@ mod tests {
     #[test]
     fn firecracker_alone_is_enough() {
         let without_qemu = host(|facts| facts.qemu = ProgramFact::Absent);
-        assert_eq!(drivers(&without_qemu, &Wishes::default()).0, VmmKind::Firecracker);
-        let wish = Wishes { vmm: Some(VmmKind::Qemu), ..Wishes::default() };
+        assert_eq!(drivers(&without_qemu, &Wishes::default()).0, DriverKind::Firecracker);
+        let wish = Wishes { vmm: Some(DriverKind::Qemu), ..Wishes::default() };
         assert_eq!(lacking(without_qemu.choose(&wish)), ["vmm = qemu"]);
         assert!(without_qemu.can_run());
     }
@@ -360,9 +316,9 @@ mod tests {
     #[test]
     fn a_wish_the_host_cannot_grant_is_an_error_that_names_it() {
         let wishes = Wishes {
-            vmm: Some(VmmKind::Firecracker),
+            vmm: Some(DriverKind::Firecracker),
             accel: Some(Accel::Kvm),
-            storage: Some(StorageKind::DeviceMapper),
+            storage: Some(Backend::DeviceMapper),
             restore: Some(Restore::Userfaultfd),
             cgroup: Some(Cgroup::V2),
         };
@@ -382,22 +338,22 @@ mod tests {
     #[test]
     fn wishes_that_contradict_each_other_are_refused() {
         let wishes = Wishes {
-            vmm: Some(VmmKind::Firecracker),
+            vmm: Some(DriverKind::Firecracker),
             accel: Some(Accel::Tcg),
-            storage: Some(StorageKind::Qcow2),
+            storage: Some(Backend::Qcow2),
             ..Wishes::default()
         };
         assert_eq!(lacking(host(|_| {}).choose(&wishes)), ["accel = tcg", "storage = qcow2"]);
         let no_loop = host(|facts| facts.loop_control = Device::Refused("gone".to_owned()));
-        let wishes = Wishes { vmm: Some(VmmKind::Firecracker), ..Wishes::default() };
+        let wishes = Wishes { vmm: Some(DriverKind::Firecracker), ..Wishes::default() };
         assert_eq!(lacking(no_loop.choose(&wishes)), ["vmm = firecracker (loop_devices)"]);
     }
 
     #[test]
     fn drivers_are_read_as_they_are_shown() {
-        assert_eq!("firecracker".parse(), Ok(VmmKind::Firecracker));
-        assert_eq!("dm".parse(), Ok(StorageKind::DeviceMapper));
-        let error = "xen".parse::<VmmKind>().unwrap_err().to_string();
+        assert_eq!("firecracker".parse(), Ok(DriverKind::Firecracker));
+        assert_eq!("dm".parse(), Ok(Backend::DeviceMapper));
+        let error = "xen".parse::<DriverKind>().unwrap_err().to_string();
         assert_eq!(error, "`xen` is none of firecracker, qemu");
     }
 

@@ -18,7 +18,7 @@ mod parse;
 use std::fmt;
 use std::path::PathBuf;
 
-pub use choice::{Cgroup, Choice, Chosen, Jail, Lack, Lacks, Restore, StorageKind, UnknownDriver, VmmKind, Wishes};
+pub use choice::{Cgroup, Choice, Chosen, Jail, Lack, Lacks, Restore, Wishes};
 pub use facts::{Found, ProgramFact};
 pub use parse::Version;
 pub(crate) use parse::cgroup2_mount;

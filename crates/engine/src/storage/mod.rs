@@ -31,6 +31,7 @@ use wrenn_sys::{dm as mapper, loopdev};
 
 use crate::limits;
 use crate::names::DiskName;
+use crate::words::words;
 
 pub use extents::{Extent, copy_sparse, data_extents};
 
@@ -60,6 +61,17 @@ impl fmt::Display for LayerFormat {
         })
     }
 }
+
+/// What disks are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// Device-mapper snapshots over loop devices.
+    DeviceMapper,
+    /// Overlay files.
+    Qcow2,
+}
+
+words!(Backend: DeviceMapper => "dm", Qcow2 => "qcow2");
 
 /// An immutable piece of a disk. A list of layers is read from the last (topmost) to the first, which is always raw.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -253,6 +265,9 @@ impl StorageError {
 
 /// What every storage backend does. All verbs block on file I/O: call them where blocking is fine.
 pub trait Storage: Send + Sync {
+    /// Which backend this is.
+    fn backend(&self) -> Backend;
+
     /// An empty live disk of `size_bytes` at `place`, over `layers`.
     fn create(&self, place: &Place, layers: &[Layer], size_bytes: u64) -> Result<Disk, StorageError>;
 

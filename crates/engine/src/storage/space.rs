@@ -47,7 +47,7 @@ impl Thresholds {
     }
 
     /// Those for the file system that `folder` is in: [`limits::SPACE_RESERVE`] and [`limits::SPACE_AMPLE`], or where that is
-    /// much of it, a sixteenth and three thirty-seconds of it.
+    /// much of it, a sixteenth and three thirty-seconds of it; but no less than [`limits::SPACE_RESERVE_LEAST`].
     pub fn of(folder: &Path) -> io::Result<Self> {
         let statistics = rustix::fs::statvfs(folder)?;
         Ok(Self::default().within(statistics.f_blocks.saturating_mul(statistics.f_frsize)))
@@ -56,7 +56,11 @@ impl Thresholds {
     /// Thresholds that a file system of `total_bytes` can meet.
     const fn within(self, total_bytes: u64) -> Self {
         let part = total_bytes / 32;
-        Self { reserve_bytes: least(self.reserve_bytes, 2 * part), ample_bytes: least(self.ample_bytes, 3 * part) }
+        let floor = limits::SPACE_RESERVE_LEAST.bytes();
+        Self {
+            reserve_bytes: most(floor, least(self.reserve_bytes, 2 * part)),
+            ample_bytes: most(2 * floor, least(self.ample_bytes, 3 * part)),
+        }
     }
 
     /// What the state is after `before`, with `available_bytes` free.
@@ -77,6 +81,15 @@ impl Default for Thresholds {
 
 const fn least(one: u64, other: u64) -> u64 {
     if one < other { one } else { other }
+}
+
+const fn most(one: u64, other: u64) -> u64 {
+    if one > other { one } else { other }
+}
+
+/// Whether only the reserve is left in the file system that `folder` is in: no time to begin something there.
+pub fn is_low(folder: &Path) -> io::Result<bool> {
+    Ok(Thresholds::of(folder)?.next(Space::Ample, available_bytes(folder)?) == Space::Low)
 }
 
 /// A change of state.
@@ -212,6 +225,8 @@ mod tests {
         let small = Thresholds::default().within(1 << 30);
         assert_eq!((small.reserve_bytes, small.ample_bytes), (64 << 20, 96 << 20));
         assert_eq!(Thresholds::default().within(1 << 40), Thresholds::default());
+        let tiny = Thresholds::default().within(64 << 10);
+        assert_eq!(tiny.next(Space::Ample, 64 << 10), Space::Low, "it has no room for a sandbox at all");
     }
 
     proptest! {

@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use tokio::sync::oneshot;
 use wrenn_proto::shim::{
     Client, ClientError, Console, Credentials, ExitRecord, InheritedFd, ReadError, Ready, Resource, Rlimit,
-    SPEC_VERSION, Spec, SpecError, Vmm,
+    SPEC_VERSION, Spec, SpecError, Vmm, VmmStatus,
 };
 use wrenn_sys::spawn::{Child, Spawn, SpawnError};
 
@@ -256,6 +256,14 @@ impl Shim {
             drop(tell.send(end));
         });
         told
+    }
+
+    /// The VMM's pid; `None` when it has ended.
+    pub fn vmm_pid(&self) -> Result<Option<u32>, ClientError> {
+        Ok(match Client::connect(&self.socket, ANSWER_LIMIT)?.status()?.vmm {
+            VmmStatus::Running { pid, .. } => Some(pid),
+            VmmStatus::Ended(_) => None,
+        })
     }
 
     /// The VMM's last words on stderr.

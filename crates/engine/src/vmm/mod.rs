@@ -27,7 +27,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -37,12 +36,12 @@ use wrenn_proto::shim::Jail;
 
 use crate::names::SandboxId;
 use crate::units::Mib;
+use crate::words::words;
 
 pub use launcher::{LaunchCgroups, LaunchError, LaunchSpec, Shim, VmEnd, launch};
 
 /// Which VMM runs a sandbox.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriverKind {
     /// QEMU's `microvm` machine.
     Qemu,
@@ -50,18 +49,10 @@ pub enum DriverKind {
     Firecracker,
 }
 
-impl fmt::Display for DriverKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Qemu => "qemu",
-            Self::Firecracker => "firecracker",
-        })
-    }
-}
+words!(DriverKind: Qemu => "qemu", Firecracker => "firecracker");
 
 /// What executes the guest's instructions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
     /// Hardware virtualization.
     Kvm,
@@ -69,26 +60,7 @@ pub enum Accel {
     Tcg,
 }
 
-impl FromStr for Accel {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "kvm" => Ok(Self::Kvm),
-            "tcg" => Ok(Self::Tcg),
-            other => Err(format!("`{other}` is none of kvm, tcg")),
-        }
-    }
-}
-
-impl fmt::Display for Accel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Kvm => "kvm",
-            Self::Tcg => "tcg",
-        })
-    }
-}
+words!(Accel: Kvm => "kvm", Tcg => "tcg");
 
 /// Which driver this is, as it is shown to people and kept in manifests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -87,14 +87,16 @@ fn root_without_root_it_says_so() {
 #[test]
 fn root_a_missing_qemu_and_an_old_one_are_told_apart() {
     let world = World::new();
-    let output = world.wrenn(&["run", "--", "true"]).env("WRENN_QEMU", "/no/such/qemu").output().unwrap();
+    // Where Firecracker runs sandboxes nobody misses QEMU: here it is asked for.
+    let args = ["run", "--vmm", "qemu", "--", "true"];
+    let output = world.wrenn(&args).env("WRENN_QEMU", "/no/such/qemu").output().unwrap();
     assert_failed(&output, &["/no/such/qemu", "qemu-system-x86"]);
 
     // A QEMU too old cannot be had beside the real one: this one only says that it is.
     let old = world.dir().join("qemu-system-x86_64");
     std::fs::write(&old, "#!/bin/sh\necho QEMU emulator version 7.2.9 '(Debian 1:7.2+dfsg-7+deb12u9)'\n").unwrap();
     std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let output = world.wrenn(&["run", "--", "true"]).env("WRENN_QEMU", &old).output().unwrap();
+    let output = world.wrenn(&args).env("WRENN_QEMU", &old).output().unwrap();
     std::fs::remove_file(&old).unwrap();
     assert_refused(world, &output, &["7.2", "8.2", "backports"]);
 }

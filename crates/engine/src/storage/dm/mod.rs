@@ -38,8 +38,8 @@ use store::StoreReader;
 use super::extents::{copy_sparse, remove_half_made};
 use super::flatten::{create_new, flatten, overwrite};
 use super::{
-    Disk, DiskStatus, Health, LIVE_MODE, Layer, LayerFormat, Place, SEALED_MODE, Storage, StorageError,
-    allocated_bytes, check_size, remove_live_file, shared_bytes, topmost,
+    Backend, Disk, DiskStatus, Health, LIVE_MODE, Layer, LayerFormat, Place, SEALED_MODE, Storage, StorageError,
+    allocated_bytes, check_size, remove_live_file, shared_bytes, space, topmost,
 };
 use crate::names::{DiskName, InstanceTag, SandboxId};
 
@@ -112,9 +112,14 @@ impl Dm {
 }
 
 impl Storage for Dm {
+    fn backend(&self) -> Backend {
+        Backend::DeviceMapper
+    }
+
     fn create(&self, place: &Place, layers: &[Layer], size_bytes: u64) -> Result<Disk, StorageError> {
         check_size(topmost(layers, OURS)?, size_bytes)?;
         plan::steps(layers, size_bytes)?;
+        check_room(&place.path)?;
         let live = create_new(&place.path, LIVE_MODE)?;
         live.set_len(plan::store_bytes(size_bytes))
             .map_err(|error| remove_half_made(&place.path, StorageError::io("size", &place.path)(error)))?;
@@ -216,6 +221,15 @@ fn dm_name(name: &DiskName) -> DmName {
 fn bad_store(path: &Path) -> impl FnOnce(StoreError) -> StorageError {
     let path = path.to_owned();
     move |source| StorageError::BadStore { path, source }
+}
+
+/// A store takes no room when it is made; the one that gets none later is lost.
+fn check_room(path: &Path) -> Result<(), StorageError> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    match space::is_low(folder).map_err(StorageError::io("look at", folder))? {
+        true => Err(StorageError::Full { step: "keep a reserve beside", path: path.to_owned() }),
+        false => Ok(()),
+    }
 }
 
 fn open_live(path: &Path) -> Result<File, StorageError> {

@@ -17,7 +17,7 @@ use reader::Reader;
 use super::extents::{self, copy_sparse};
 use super::flatten::{create_new, flatten, overwrite};
 use super::{
-    Disk, DiskStatus, Health, LIVE_MODE, Layer, LayerFormat, Place, SEALED_MODE, Storage, StorageError,
+    Backend, Disk, DiskStatus, Health, LIVE_MODE, Layer, LayerFormat, Place, SEALED_MODE, Storage, StorageError,
     allocated_bytes, check_size, remove_live_file, shared_bytes, topmost,
 };
 
@@ -29,6 +29,10 @@ const OURS: LayerFormat = LayerFormat::Qcow2;
 pub struct Qcow2;
 
 impl Storage for Qcow2 {
+    fn backend(&self) -> Backend {
+        Backend::Qcow2
+    }
+
     fn create(&self, place: &Place, layers: &[Layer], size_bytes: u64) -> Result<Disk, StorageError> {
         check_size(topmost(layers, OURS)?, size_bytes)?;
         let path = &place.path;
