@@ -58,6 +58,9 @@ struct Cli {
     /// Memory of the emulated host
     #[arg(long, default_value_t = 6144)]
     memory_mib: u32,
+    /// CPUs of the emulated host; as many as this one has by default
+    #[arg(long)]
+    cpus: Option<u32>,
     /// Seconds the job may take
     #[arg(long, default_value_t = 1800)]
     limit_s: u64,
@@ -93,7 +96,8 @@ fn run(cli: Cli) -> Result<u8> {
     };
     let work = tempfile::Builder::new().prefix("run-").tempdir_in(&cli.cache).context("cannot make a work folder")?;
     let disk = runtime.block_on(supplies.disk(work.path(), &job))?;
-    let hardware = Hardware { accel: machine::accel(), memory: Mib(cli.memory_mib), cpus: cpus() };
+    let hardware =
+        Hardware { accel: machine::accel(), memory: Mib(cli.memory_mib), cpus: cli.cpus.unwrap_or_else(cpus) };
     let initramfs = work.path().join("initrd.img");
     image.make_initramfs(&cli.runner, &initramfs)?;
     let disks = machine::Disks { root: &image.disk, supplies: &disk };

@@ -77,17 +77,27 @@ impl Tally {
     }
 }
 
-/// Listens to the output of one rung, which it passes on.
+/// Listens to the output of one rung, which it passes on: at once, or in one piece at its end.
 #[derive(Debug, Default)]
 pub struct Rung {
     summary: Summary,
     failures: Vec<String>,
+    /// What is passed on at the end.
+    held: Option<Vec<String>>,
 }
 
 impl Rung {
+    /// One that runs beside others: its output would be torn apart by theirs.
+    pub fn in_one_piece() -> Self {
+        Self { held: Some(Vec::new()), ..Self::default() }
+    }
+
     /// One line of it.
     pub fn line(&mut self, line: &str) {
-        eprintln!("{line}");
+        match &mut self.held {
+            Some(held) => held.push(line.to_owned()),
+            None => eprintln!("{line}"),
+        }
         self.summary.holds_back(line);
         if without_colours(line).contains("LEFT BEHIND") {
             self.failures.push(line.to_owned());
@@ -96,6 +106,9 @@ impl Rung {
 
     /// Its tally; a rung that failed without a failed test has failed once.
     pub fn finish(self, rung: &str, success: bool, took: Duration) -> Tally {
+        if let Some(held) = self.held {
+            eprintln!("{}", held.join("\n"));
+        }
         let (passed, failed) = self.summary.counts();
         let leaked = u64::from(!self.failures.is_empty());
         let failed = (failed + leaked).max(u64::from(!success));

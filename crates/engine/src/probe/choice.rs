@@ -354,7 +354,7 @@ mod tests {
         assert_eq!("firecracker".parse(), Ok(DriverKind::Firecracker));
         assert_eq!("dm".parse(), Ok(Backend::DeviceMapper));
         let error = "xen".parse::<DriverKind>().unwrap_err().to_string();
-        assert_eq!(error, "`xen` is none of firecracker, qemu");
+        assert_eq!(error, "`xen` is none of qemu, firecracker");
     }
 
     #[test]
