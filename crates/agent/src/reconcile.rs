@@ -237,11 +237,12 @@ mod tests {
         sweep_cgroups(&instance, &cgroups).unwrap();
         assert_eq!(to_be_killed.wait().unwrap(), ExitStatus::Signalled(9));
         assert!(to_live.try_wait().unwrap().is_none());
-        assert_eq!(cgroups.sandboxes().unwrap(), [owned]);
+        assert_eq!(cgroups.sandboxes().unwrap(), std::slice::from_ref(&owned));
 
         kept.destroy().unwrap();
         to_live.wait().unwrap();
         cgroups.tidy().unwrap();
         assert!(!cgroups.shims().exists());
+        Parts::remove_folders(&instance.places(&owned));
     }
 }

@@ -26,12 +26,11 @@ struct World {
     _among_tests: File,
 }
 
-/// Tests run side by side, but for one.
+/// Tests run side by side, but for one. A folder can be locked as well as a file, and none has to be made.
 fn among_tests(operation: FlockOperation) -> File {
-    let path = std::env::temp_dir().join("wrenn-testbed-cgroup.lock");
-    let file = File::options().create(true).truncate(false).write(true).open(path).unwrap();
-    flock(&file, operation).unwrap();
-    file
+    let folder = File::open(std::env::temp_dir()).unwrap();
+    flock(&folder, operation).unwrap();
+    folder
 }
 
 impl World {

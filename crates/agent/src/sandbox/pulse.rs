@@ -1,10 +1,10 @@
 //! Whether a guest still lives.
 //!
-//! A guest's kernel can stop for good while its VMM goes on: Firecracker has no power-off, so a guest that switches itself off
-//! halts its CPUs, and nobody would ever be told. A guest that does not answer may as well be busy. So it is taken for
-//! halted only if, through all that silence, its VMM has used no CPU at all.
+//! A guest can stop for good while its VMM goes on: Firecracker has no power-off, so a guest that switches itself off only
+//! shuts its devices down, and nobody would ever be told. A guest that does not answer may as well be busy, or not get to
+//! run on a busy host. So it is taken for gone only if, through a long silence, its VMM has mostly slept.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
@@ -16,25 +16,23 @@ use crate::envd_client::EnvdClient;
 const EVERY: Duration = Duration::from_secs(3);
 /// How long one answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
-/// How long a halted guest is silent before it is told: several questions.
-const SILENCE: Duration = Duration::from_secs(10);
-/// What a VMM of a halted guest uses in that time at most, in clock ticks of 10 ms. A guest that is up has a timer.
-const IDLE_TICKS: u64 = 1;
+/// How long a guest that is gone is silent before it is told: several questions, and more than a slow disk takes.
+const SILENCE: Duration = Duration::from_secs(20);
 
 /// Listens for one guest.
 #[derive(Debug)]
 pub(super) struct Pulse {
     looks: Interval,
-    /// Where the kernel tells how much CPU the VMM has used; `None` where that is not known.
-    stat: Option<PathBuf>,
+    /// Where the kernel tells of the VMM's threads; `None` where its pid is not known.
+    threads: Option<PathBuf>,
     silence: Option<Silence>,
 }
 
-/// Since when there was neither an answer nor work.
+/// Since when there was no answer, and how long the VMM's threads had run or waited for a CPU until then.
 #[derive(Clone, Copy, Debug)]
 struct Silence {
     since: Instant,
-    ticks: u64,
+    awake: Duration,
 }
 
 impl Pulse {
@@ -49,38 +47,50 @@ impl Pulse {
         });
         let mut looks = interval(EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { looks, stat: pid.map(|pid| format!("/proc/{pid}/stat").into()), silence: None }
+        Self { looks, threads: pid.map(|pid| format!("/proc/{pid}/task").into()), silence: None }
     }
 
-    /// Waits until the guest has halted. Cancel safe. Never ends while the guest answers or its VMM works.
+    /// Waits until the guest is gone. Cancel safe. Never ends while the guest answers or its VMM works.
     pub(super) async fn stops(&mut self, envd: &EnvdClient) {
         loop {
             self.looks.tick().await;
             let answered = timeout(ANSWER_LIMIT, envd.health()).await.is_ok_and(|health| health.is_ok());
-            let ticks = self.stat.as_ref().and_then(|stat| cpu_ticks(&std::fs::read_to_string(stat).ok()?));
-            match (answered, ticks) {
+            match (answered, self.threads.as_deref().and_then(awake)) {
                 (true, _) | (false, None) => self.silence = None,
-                (false, Some(ticks)) if self.is_silent_for_long(ticks) => return,
+                (false, Some(awake)) if self.is_gone(awake) => return,
                 (false, Some(_)) => {}
             }
         }
     }
 
-    /// One question more without an answer; `ticks` is what the VMM has used so far.
-    fn is_silent_for_long(&mut self, ticks: u64) -> bool {
-        let now = Silence { since: Instant::now(), ticks };
-        let silence = self.silence.get_or_insert(now);
-        if ticks > silence.ticks + IDLE_TICKS {
-            *silence = now;
+    /// One question more without an answer; the VMM's threads were `awake` for so long in all.
+    fn is_gone(&mut self, awake: Duration) -> bool {
+        let now = Silence { since: Instant::now(), awake };
+        let silence = *self.silence.get_or_insert(now);
+        if silence.since.elapsed() < SILENCE {
+            return false;
         }
-        silence.since.elapsed() >= SILENCE
+        // It was busy: the silence counts from now on.
+        self.silence = Some(now);
+        awake.saturating_sub(silence.awake) < silence.since.elapsed() / 2
     }
 }
 
-/// User and system time in a `/proc/PID/stat`. The program's name, which may hold anything, ends with the last bracket.
-fn cpu_ticks(stat: &str) -> Option<u64> {
-    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
-    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+/// How long all threads in a `/proc/PID/task` have run or waited for a CPU.
+fn awake(threads: &Path) -> Option<Duration> {
+    let mut all = Duration::ZERO;
+    for thread in std::fs::read_dir(threads).ok()? {
+        // One that ends while it is looked at has no line any more.
+        let line = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).unwrap_or_default();
+        all += schedstat(&line).unwrap_or_default();
+    }
+    Some(all)
+}
+
+/// The kernel's line: nanoseconds on a CPU, nanoseconds in its queue, time slices.
+fn schedstat(line: &str) -> Option<Duration> {
+    let mut fields = line.split_whitespace().map(str::parse::<u64>);
+    Some(Duration::from_nanos(fields.next()?.ok()?) + Duration::from_nanos(fields.next()?.ok()?))
 }
 
 #[cfg(test)]
@@ -89,26 +99,31 @@ mod tests {
 
     #[test]
     fn reads_the_kernels_line() {
-        let line = "123 (fc) vcpu) S 1 123 123 0 -1 4194560 1 0 0 0 70 8 0 0 20 0 3 0 500 1 1\n";
-        assert_eq!(cpu_ticks(line), Some(78));
-        assert_eq!(cpu_ticks("123 (fc"), None);
-        assert!(cpu_ticks(&std::fs::read_to_string("/proc/self/stat").unwrap()).is_some());
+        assert_eq!(schedstat("1500 500 3\n"), Some(Duration::from_nanos(2000)));
+        assert_eq!(schedstat(""), None);
+        assert!(awake(Path::new("/proc/self/task")).unwrap() > Duration::ZERO);
+        assert_eq!(awake(Path::new("/proc/0/task")), None);
+    }
+
+    /// Whether a guest that is silent for a minute is gone, when its VMM is awake for this part of the time.
+    async fn gone(awake_percent: u32) -> bool {
+        let mut pulse = Pulse { looks: interval(EVERY), threads: None, silence: None };
+        let mut awake = Duration::from_secs(7);
+        for _ in 0..20 {
+            if pulse.is_gone(awake) {
+                return true;
+            }
+            awake += EVERY * awake_percent / 100;
+            tokio::time::advance(EVERY).await;
+        }
+        false
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_guest_that_does_nothing_at_all_has_halted() {
-        let mut pulse = Pulse { looks: interval(EVERY), stat: None, silence: None };
-        let mut ticks = 100;
-        for _ in 0..20 {
-            assert!(!pulse.is_silent_for_long(ticks), "it works");
-            ticks += IDLE_TICKS + 1;
-            tokio::time::advance(EVERY).await;
-        }
-        let mut looks = 0;
-        while !pulse.is_silent_for_long(ticks) {
-            tokio::time::advance(EVERY).await;
-            looks += 1;
-        }
-        assert_eq!(looks, 4, "after that many looks it has done nothing for more than the limit");
+    async fn only_a_silent_guest_that_mostly_sleeps_is_gone() {
+        assert!(gone(0).await);
+        assert!(gone(20).await, "a timer ticks");
+        assert!(!gone(60).await, "it works");
+        assert!(!gone(200).await);
     }
 }

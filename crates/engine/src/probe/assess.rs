@@ -16,7 +16,7 @@ pub fn assess(facts: &Facts) -> Vec<Capability> {
         (Name::Root, root(facts)),
         (Name::Kernel, kernel(facts)),
         (Name::Qemu, qemu(&facts.qemu)),
-        (Name::Firecracker, firecracker(&facts.firecracker)),
+        (Name::Firecracker, firecracker(facts)),
         (Name::Kvm, kvm(facts)),
         (Name::NetworkNamespaces, tried(&facts.network.namespaces, "a network namespace can be made")),
         (Name::Tun, tried(&facts.network.tun, "a TAP can be made")),
@@ -76,19 +76,29 @@ fn qemu(qemu: &ProgramFact) -> Judgement {
     }
 }
 
-fn firecracker(firecracker: &ProgramFact) -> Judgement {
+fn firecracker(facts: &Facts) -> Judgement {
     let (oldest, holed) = (version::OLDEST, version::HOLED);
     let remedy = format!(
         "install a release binary of Firecracker {oldest} or newer, not {holed}, in PATH, or name it in \
          WRENN_FIRECRACKER; until then QEMU runs the sandboxes"
     );
-    match firecracker {
+    match &facts.firecracker {
         ProgramFact::Absent => missing("not found", remedy),
         ProgramFact::Mute { path, reason } => missing(format!("{} does not run: {reason}", path.display()), remedy),
         ProgramFact::Found(found) if version::check(found.version).is_err() => {
             missing(format!("{} at {} has the hole CVE-2026-5747", found.version, found.path.display()), remedy)
         }
-        ProgramFact::Found(found) => ready(format!("{} at {}", found.version, found.path.display())),
+        ProgramFact::Found(found) => {
+            let detail = format!("{} at {}", found.version, found.path.display());
+            if facts.firecracker_is_static {
+                ready(detail)
+            } else {
+                degraded(
+                    format!("{detail} is no release: it is linked dynamically, and its system-call filter empty"),
+                    remedy,
+                )
+            }
+        }
     }
 }
 
@@ -183,7 +193,7 @@ fn cgroup_v2(cgroup2: Option<&Cgroup2>) -> Judgement {
 
 fn device_mapper(facts: &Facts) -> Judgement {
     let remedy = "modprobe dm_mod dm_snapshot; until then disks are qcow2 overlays";
-    device(facts, &facts.device_mapper, "/dev/mapper/control opens", remedy)
+    device(facts, &facts.device_mapper, "it has snapshots", remedy)
 }
 
 fn loop_devices(facts: &Facts) -> Judgement {
@@ -274,6 +284,7 @@ pub(super) mod tests {
             kvm: KvmFact::Runs,
             qemu: program(Version::new(10, 0, 2)),
             firecracker: program(Version::new(1, 14, 4)),
+            firecracker_is_static: true,
             network: NetworkFact {
                 namespaces: Ok(()),
                 tun: Ok(()),
@@ -328,6 +339,7 @@ pub(super) mod tests {
             (Name::Firecracker, "missing", |facts| facts.firecracker = of(Version::new(1, 14, 3))),
             (Name::Firecracker, "missing", |facts| facts.firecracker = of(Version::new(1, 15, 0))),
             (Name::Firecracker, "ready", |facts| facts.firecracker = of(Version::new(1, 15, 1))),
+            (Name::Firecracker, "degraded", |facts| facts.firecracker_is_static = false),
             (Name::Firecracker, "missing", |facts| facts.firecracker = ProgramFact::Absent),
             (Name::Kvm, "missing", |facts| facts.virtualization = None),
             (Name::Kvm, "missing", |facts| facts.kvm = KvmFact::Absent),

@@ -132,7 +132,7 @@ fn vmm(host: &Capabilities, wishes: &Wishes, lacks: &mut impl FnMut(Option<Lack>
         }
         Some(DriverKind::Firecracker) => {
             for name in [Name::Firecracker, Name::Kvm] {
-                lacks((!host.is_ready(name)).then(|| lack(host, format!("vmm = firecracker ({name})"), name)));
+                lacks((!host.is_usable(name)).then(|| lack(host, format!("vmm = firecracker ({name})"), name)));
             }
             because(DriverKind::Firecracker, WISHED)
         }
@@ -151,7 +151,7 @@ fn why_not_firecracker(host: &Capabilities, wishes: &Wishes) -> Option<String> {
     if wishes.accel == Some(Accel::Tcg) {
         return Some("Firecracker translates no instructions".to_owned());
     }
-    let missing = FIRECRACKER_NEEDS.into_iter().find(|name| !host.is_ready(*name))?;
+    let missing = FIRECRACKER_NEEDS.into_iter().find(|name| !host.is_usable(*name))?;
     Some(format!("no Firecracker here: {missing}: {}", host.why_not(missing).0))
 }
 

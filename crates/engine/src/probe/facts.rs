@@ -4,12 +4,14 @@ use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use wrenn_sys::dm::DeviceMapper;
 use wrenn_sys::kvm;
 
 use super::parse::{self, Memory, Version, Virtualization};
 use super::{Depth, Options, QEMU_PROGRAM, known};
 use crate::command::{self, Command};
 use crate::network::{self, Dns, NetworkCapabilities, NetworkConfig};
+use crate::vmm::firecracker::is_dynamic;
 
 /// How long a program may take to say its version: milliseconds, on a busy host a second.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
@@ -25,6 +27,8 @@ pub struct Facts {
     pub kvm: KvmFact,
     pub qemu: ProgramFact,
     pub firecracker: ProgramFact,
+    /// A release is linked statically; one that is not was built for a target whose filter is empty.
+    pub firecracker_is_static: bool,
     pub network: NetworkFact,
     pub device_mapper: Device,
     pub loop_control: Device,
@@ -145,6 +149,7 @@ pub async fn observe(options: &Options) -> Facts {
         }
     };
     let (kvm, qemu, firecracker, network) = tokio::join!(kvm, qemu, firecracker, observe_network(options));
+    let is_static = firecracker.found().is_some_and(|found| !is_dynamic(&found.path).unwrap_or(true));
     Facts {
         root: rustix::process::geteuid().is_root(),
         kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
@@ -152,8 +157,9 @@ pub async fn observe(options: &Options) -> Facts {
         kvm: kvm.unwrap_or_else(|panic| KvmFact::Fails(panic.to_string())),
         qemu,
         firecracker,
+        firecracker_is_static: is_static,
         network,
-        device_mapper: open("/dev/mapper/control"),
+        device_mapper: observe_device_mapper(),
         loop_control: open("/dev/loop-control"),
         userfaultfd: observe_userfaultfd(),
         cgroup2: observe_cgroup2(&read("/proc/self/mountinfo")),
@@ -285,6 +291,15 @@ fn observe_disk(data_dir: &Path) -> DiskFact {
     let path = data_dir.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/")).to_owned();
     let free = rustix::fs::statvfs(&path).ok().map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
     DiskFact { path, free }
+}
+
+fn observe_device_mapper() -> Device {
+    let snapshot = "snapshot".parse().expect("a name");
+    match DeviceMapper::open().and_then(|mapper| mapper.has_target(&snapshot)) {
+        Ok(true) => Device::Opens,
+        Ok(false) => Device::Refused("the kernel's device-mapper has no snapshots".to_owned()),
+        Err(error) => Device::Refused(with_causes(&error)),
+    }
 }
 
 fn open(path: &str) -> Device {

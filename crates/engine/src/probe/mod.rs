@@ -211,7 +211,7 @@ impl Capabilities {
             | Name::Nftables
             | Name::Memory
             | Name::Disk => true,
-            Name::Qemu => !choice::FIRECRACKER_NEEDS.into_iter().all(|name| self.is_ready(name)),
+            Name::Qemu => !choice::FIRECRACKER_NEEDS.into_iter().all(|name| self.is_usable(name)),
             Name::Kernel
             | Name::Firecracker
             | Name::Kvm
@@ -258,6 +258,11 @@ impl Capabilities {
     /// The drivers for this host: the best that is there, or what is wished for.
     pub fn choose(&self, wishes: &Wishes) -> Result<Chosen, Lacks> {
         choice::choose(self, wishes)
+    }
+
+    /// Whether it is there, if with less than one would want.
+    fn is_usable(&self, name: Name) -> bool {
+        self.list.iter().any(|each| each.name == name && !matches!(each.state, State::Missing { .. }))
     }
 
     fn is_ready(&self, name: Name) -> bool {

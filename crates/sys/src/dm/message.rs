@@ -20,6 +20,7 @@ pub(super) enum Command {
     Status = 7,
     Load = 9,
     TableStatus = 12,
+    TargetVersion = 17,
 }
 
 /// Flags of a message, from linux/dm-ioctl.h.

@@ -250,6 +250,17 @@ impl DeviceMapper {
         Ok(Version(answer.version))
     }
 
+    /// Whether the kernel has targets of this kind, such as `snapshot`; loads the module they are in. A kernel that cannot be
+    /// asked (before 5.1) is taken to have them.
+    pub fn has_target(&self, kind: &DmName) -> Result<bool, Error> {
+        match self.ask("find targets for", &Request::new(Command::TargetVersion, Some(kind)), kind) {
+            Ok(_versions) => Ok(true),
+            Err(error) if error.errno() == Some(libc::EINVAL) => Ok(false),
+            Err(error) if error.errno() == Some(libc::ENOTTY) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Makes the device `name`, without a table. Busy when there is one of that name.
     pub fn create(&self, name: &DmName) -> Result<DeviceNumber, Error> {
         Ok(self.ask("create", &Request::new(Command::Create, Some(name)), name)?.device)

@@ -76,6 +76,39 @@ fn root_a_run_killed_at_any_moment_of_its_creation_is_cleaned_up() {
     world.finish();
 }
 
+/// `kill -9` of the VMM at many moments of a creation: the run ends with an error that says so, and cleans up.
+#[test]
+fn root_a_vmm_killed_at_any_moment_of_a_creation_is_told_and_cleaned_up() {
+    let world = World::new();
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seed = number("WRENN_TEST_SEED").unwrap_or(u64::from(std::process::id()));
+    println!("seed {seed} (set WRENN_TEST_SEED to repeat)");
+    for round in 0..number("WRENN_TEST_ROUNDS").unwrap_or(4) {
+        let mut command = world.wrenn(&["run", "--", "sleep", "1000"]);
+        let child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        eventually("a VMM runs", || world.vmm_pid_if_any().is_some());
+        std::thread::sleep(Duration::from_micros(random(seed ^ (round + 1)) % 1_500_000));
+        let vmm = world.vmm_pid_if_any().expect("it sleeps");
+        signal(vmm, "KILL");
+        let output = crate::world::finish(child);
+        assert_failed(&output, &["signal 9"]);
+        assert_eq!(world.left_behind(), Vec::<String>::new(), "after round {round}");
+    }
+    world.finish();
+}
+
+#[test]
+fn root_a_template_removed_while_in_use_goes_on_working() {
+    let world = World::new();
+    let mut running = world.start("echo 3 > /proc/sys/vm/drop_caches; echo armed; sleep 2; cat /bin/busybox | wc -c");
+    assert_eq!(running.line(), "armed\n");
+    std::fs::remove_dir_all(world.dir().join("templates")).unwrap();
+    let (output, _) = running.finish();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).trim().parse::<u64>().unwrap() > 100_000);
+    world.finish();
+}
+
 /// Xorshift of a spread seed: the same everywhere.
 fn random(seed: u64) -> u64 {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

@@ -61,7 +61,8 @@ fn root_a_guest_that_powers_off_ends_its_run() {
     let running = world.start("echo o > /proc/sysrq-trigger; sleep 1000");
     let (output, took) = running.finish();
     assert_failed(&output, &["VM ended"]);
-    assert!(took < Duration::from_secs(30), "{took:?}");
+    // A VMM without a power-off goes on; then it is the silence that tells.
+    assert!(took < Duration::from_secs(60), "{took:?}");
     world.finish();
 }
 

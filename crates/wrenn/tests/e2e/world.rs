@@ -120,6 +120,13 @@ impl World {
         pids[0]
     }
 
+    /// The VMM of this instance, if one runs by now.
+    pub fn vmm_pid_if_any(&self) -> Option<u32> {
+        let shim = *self.pids("shim.json").first()?;
+        let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    }
+
     /// The one VMM of this instance: the shim's child.
     pub fn vmm_pid(&self) -> u32 {
         let shim = self.shim_pid();

@@ -135,7 +135,7 @@ impl Firecracker {
     /// The folders of libraries its program needs: none for a release, which is linked statically.
     fn libraries(&self) -> Result<Vec<PathBuf>, VmmError> {
         let failed = |source| VmmError::File { path: self.program.clone(), source };
-        if !is_dynamic(File::open(&self.program).map_err(failed)?).map_err(failed)? {
+        if !is_dynamic(&self.program).map_err(failed)? {
             return Ok(Vec::new());
         }
         Ok(jail::LIBRARIES.map(PathBuf::from).into_iter().filter(|folder| folder.is_dir()).collect())
@@ -143,7 +143,8 @@ impl Firecracker {
 }
 
 /// Whether a program names an interpreter, and so needs libraries.
-fn is_dynamic(program: File) -> io::Result<bool> {
+pub fn is_dynamic(program: &Path) -> io::Result<bool> {
+    let program = File::open(program)?;
     let not_elf = |error: object::Error| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
     let data = ReadCache::new(program);
     let header = FileHeader64::<Endianness>::parse(&data).map_err(not_elf)?;
