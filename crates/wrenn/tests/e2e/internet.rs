@@ -25,7 +25,7 @@ fn root_a_guest_resolves_a_name_and_fetches_a_page_as_the_host() {
 fn root_a_guest_reaches_nothing_private() {
     let internet = outer::World::enter();
     let world = World::new();
-    let neighbour = world.start("sleep 60");
+    let neighbour = world.start("sleep 600");
     internet.forget();
     let host_side = "10.12.0.0 10.12.0.1 10.12.0.2 10.12.0.3 10.11.0.0 10.11.0.1 169.254.0.22 192.0.2.2";
     let targets: Vec<String> = outer::PRIVATE_TARGETS.iter().map(ToString::to_string).collect();
