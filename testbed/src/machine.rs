@@ -86,7 +86,9 @@ pub fn start(kernel: &Path, initramfs: &Path, disks: Disks<'_>, work: &Path, har
 
 fn arguments(kernel: &Path, initramfs: &Path, disks: Disks<'_>, hardware: Hardware) -> Vec<String> {
     let mut args: Vec<String> =
-        ["-M", "microvm,rtc=on", "-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned).to_vec();
+        ["-M", "microvm,rtc=on", "-bios", "qboot.rom", "-nodefaults", "-no-user-config", "-no-reboot"]
+            .map(str::to_owned)
+            .to_vec();
     let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
     match hardware.accel {
         Accel::Kvm => {

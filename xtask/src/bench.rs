@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::build::Profile;
 use crate::process::{Job, remember};
 use crate::ui::Step;
-use crate::{build, cargo, demo, test};
+use crate::{build, cargo, demo, test, testbed};
 
 mod measures;
 mod record;
@@ -43,9 +43,12 @@ pub struct Args {
     /// How often each measurement is taken
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Only this part: boots, a run under load, or a running sandbox
+    /// Only these parts: boots, a run under load, a running sandbox, disks, many at once (only when asked for)
     #[arg(long)]
-    only: Option<Part>,
+    only: Vec<Part>,
+    /// Measure in an emulated host, which has KVM, device-mapper and, where there is one, this host's Firecracker
+    #[arg(long)]
+    testbed: bool,
     /// Data folder [default: target/test-data]
     #[arg(long)]
     data: Option<PathBuf>,
@@ -60,6 +63,8 @@ enum Part {
     Cold,
     Load,
     Warm,
+    Disk,
+    Crowd,
 }
 
 /// The side of a number on which a value should be.
@@ -91,12 +96,22 @@ pub fn run(args: &Args) -> Result<()> {
     let data = std::path::absolute(data).context("cannot tell where the data folder is")?;
     demo::template_job(&wrenn, "minimal")?.env("WRENN_DIR", &data).show()?;
     let program = build_program()?;
+    if args.testbed {
+        let job = measuring(&program, &wrenn, &data, args)?;
+        return conclude(&measure(&testbed::bench(&job, &data)?, args.rounds)?, args);
+    }
     // Measured where tests run: sandboxes make networks, and this host's own is not to be touched.
     test::enter_isolation()?;
-    let report = measure(&measuring(&program, &wrenn, &data, args)?, args.rounds)?;
+    let words = measuring(&program, &wrenn, &data, args)?;
+    let job = Job::new(words[0].clone()).args(&words[1..]).within(ROUND_DEADLINE * args.rounds);
+    conclude(&measure(&job, args.rounds)?, args)
+}
+
+/// The table for people, the JSON for comparisons.
+fn conclude(report: &Report, args: &Args) -> Result<()> {
     print!("{}", report.table());
     let path = args.json.clone().unwrap_or_else(|| cargo::target_dir().join("bench.json"));
-    let json = serde_json::to_string_pretty(&report).context("cannot write the report as JSON")?;
+    let json = serde_json::to_string_pretty(report).context("cannot write the report as JSON")?;
     fs::write(&path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     eprintln!("JSON: {}", path.display());
     ensure!(report.failures() == 0, "{} measurements could not be taken; the table says why", report.failures());
@@ -130,18 +145,24 @@ fn executable(messages: &str) -> Option<PathBuf> {
         .find_map(|message| message.executable)
 }
 
-fn measuring(program: &Path, wrenn: &Path, data: &Path, args: &Args) -> Result<Job> {
+/// The measuring program and its arguments.
+fn measuring(program: &Path, wrenn: &Path, data: &Path, args: &Args) -> Result<Vec<String>> {
     let guest_dir = cargo::root().join(GUEST_DIR);
-    let job = Job::new(program.to_str().context("the path of the measuring program is not UTF-8")?)
-        .args([Path::new("--wrenn"), wrenn, Path::new("--guest-dir"), &guest_dir, Path::new("--data"), data])
-        .args(["--rounds", &args.rounds.to_string()])
-        .within(ROUND_DEADLINE * args.rounds);
-    Ok(match args.only {
-        Some(Part::Cold) => job.args(["--only", "cold"]),
-        Some(Part::Load) => job.args(["--only", "load"]),
-        Some(Part::Warm) => job.args(["--only", "warm"]),
-        None => job,
-    })
+    let paths = [program, Path::new("--wrenn"), wrenn, Path::new("--guest-dir"), &guest_dir, Path::new("--data"), data];
+    let text = |path: &Path| path.to_str().map(str::to_owned).context("a path of the measurement is not UTF-8");
+    let mut words: Vec<String> = paths.into_iter().map(text).collect::<Result<_>>()?;
+    words.extend(["--rounds".to_owned(), args.rounds.to_string()]);
+    for part in &args.only {
+        let name = match part {
+            Part::Cold => "cold",
+            Part::Load => "load",
+            Part::Warm => "warm",
+            Part::Disk => "disk",
+            Part::Crowd => "crowd",
+        };
+        words.extend(["--only", name].map(str::to_owned));
+    }
+    Ok(words)
 }
 
 fn measure(job: &Job, rounds: u32) -> Result<Report> {

@@ -150,6 +150,25 @@ fn run_rung(testbed: &Testbed, tests: &Tests, which: Which, filter: Option<&str>
     Ok(rung.finish(which.name, status.success(), began.elapsed()))
 }
 
+/// The job that runs the measuring program, `words`, in an emulated host: what its arguments name is at the same paths.
+pub fn bench(words: &[String], data: &Path) -> Result<Job> {
+    let mut testbed = Testbed::build()?;
+    let files = words.iter().map(Path::new).filter(|word| word.is_absolute() && *word != data);
+    files.for_each(|file| testbed.put(file, file));
+    testbed.args.extend(["--volume".to_owned(), shown(data)]);
+    for images in ["kernels", "templates"] {
+        testbed.put(&data.join(images), data.join(images));
+    }
+    let mut words = words.to_vec();
+    if let Some(firecracker) = firecracker() {
+        let place = Path::new(PROGRAMS).join("firecracker");
+        testbed.put(&firecracker, &place);
+        words.extend(["--firecracker".to_owned(), shown(&place)]);
+    }
+    testbed.args.extend(["--cpus", "1"].map(str::to_owned));
+    Ok(testbed.job(&words).within(RUNG_DEADLINE))
+}
+
 /// The Firecracker of this host, where there is one.
 fn firecracker() -> Option<PathBuf> {
     let named = std::env::var_os("WRENN_FIRECRACKER").map(PathBuf::from);

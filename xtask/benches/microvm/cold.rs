@@ -1,10 +1,11 @@
-//! From nothing: `wrenn run -- true` beside a plain QEMU.
+//! From nothing: `wrenn run -- true` beside a plain VMM.
 //!
-//! The plain QEMU has the same arguments, memory file, kernel, initramfs, command line and disk, and a TAP of the same
-//! kind; all of that is made before its clock starts. It has no shim and no user of its own, and nobody manages it. Its
-//! guest is asked with the same short attempts as ours.
+//! The plain VMM has the same kernel, initramfs, command line, memory and disk, and a TAP of the same kind; all of that is
+//! made before its clock starts. It has no shim, no jail and no user of its own, and nobody manages it: QEMU has our
+//! arguments, Firecracker a configuration file. Its guest is asked with the same short attempts as ours.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -20,8 +21,8 @@ use wrenn_agent::host::zero_memory;
 use wrenn_engine::names::{DiskName, SandboxId};
 use wrenn_engine::network::addresses::TAP;
 use wrenn_engine::network::{Connector, GUEST_MAC, Lease};
-use wrenn_engine::storage::{Layer, LayerFormat, Place};
-use wrenn_engine::vmm::{DiskFile, HostFile, Launch, Plan, Tap, VmSpec};
+use wrenn_engine::storage::{Disk, Layer, LayerFormat, Place};
+use wrenn_engine::vmm::{DiskFile, DriverKind, HostFile, Launch, Plan, Tap, VmSpec};
 use wrenn_sys::spawn::{ExitStatus, Spawn};
 
 use crate::Round;
@@ -47,8 +48,8 @@ pub fn take(setting: &Setting, round: &mut Round) -> Result<()> {
 }
 
 fn plain(setting: &Setting, round: &mut Round) -> Result<()> {
-    round.doing("plain QEMU");
-    let ready = setting.runtime.block_on(plain_ready(setting)).context("cannot measure a plain QEMU")?;
+    round.doing("a plain VMM");
+    let ready = setting.runtime.block_on(plain_ready(setting)).context("cannot measure a plain VMM")?;
     round.value("plain-ready", "ms", millis(ready));
     Ok(())
 }
@@ -62,35 +63,76 @@ async fn plain_ready(setting: &Setting) -> Result<Duration> {
 
 async fn boot(setting: &Setting, lease: &Lease) -> Result<Duration> {
     let folder = tempfile::tempdir()?;
-    let Plan { launch, boot: _not_needed_by_qemu } = setting.host.vmm.plan(vm(setting, lease, folder.path())?)?;
+    let (vm, disk) = vm(setting, lease, folder.path())?;
+    let ready = match setting.host.vmm.describe().driver {
+        DriverKind::Qemu => boot_qemu(setting, lease, vm).await,
+        DriverKind::Firecracker => boot_firecracker(setting, lease, vm, folder.path()).await,
+    };
+    setting.host.storage.remove(&disk)?;
+    ready
+}
+
+async fn boot_qemu(setting: &Setting, lease: &Lease, vm: VmSpec) -> Result<Duration> {
+    let Plan { launch, boot: _not_needed_by_qemu } = setting.host.vmm.plan(vm)?;
     let Launch { program, args, descriptors, jail: _ } = launch;
-    // Its console is read, as our shim reads ours: a pipe that fills up would stop the guest.
-    let (console, console_writer) = io::pipe()?;
-    drain(console);
-    let mut spawn = Spawn::new(program).args(args).fd(console_writer.as_fd(), 1);
+    let mut spawn = Spawn::new(program).args(args);
     for (fd, number) in &descriptors {
         spawn = spawn.fd(fd.as_fd(), *number);
     }
+    until_ready(lease, spawn).await
+}
+
+/// The same VM as our driver asks for over the API, in one file.
+async fn boot_firecracker(setting: &Setting, lease: &Lease, vm: VmSpec, folder: &Path) -> Result<Duration> {
+    let disk = vm.disk.first().context("a VM without a disk")?;
+    let configuration = serde_json::json!({
+        "machine-config": { "vcpu_count": vm.vcpus, "mem_size_mib": vm.memory.0 },
+        "boot-source": {
+            "kernel_image_path": vm.kernel.path,
+            "initrd_path": vm.initramfs.path,
+            "boot_args": vm.command_line,
+        },
+        "drives": [{
+            "drive_id": "root",
+            "path_on_host": disk.file.path,
+            "is_root_device": false,
+            "is_read_only": false,
+            "cache_type": "Writeback",
+        }],
+        "network-interfaces": [{ "iface_id": "eth0", "host_dev_name": vm.tap.name, "guest_mac": vm.guest_mac }],
+        "entropy": {},
+    });
+    // A TAP has one queue: whoever holds it keeps Firecracker from having it.
+    drop(vm.tap);
+    let file = folder.join("firecracker.json");
+    std::fs::write(&file, configuration.to_string())?;
+    let netns = File::open(lease.netns_path())?;
+    let args = ["--no-api", "--level", "Error", "--config-file", file.to_str().context("a path that is no text")?];
+    until_ready(lease, Spawn::new(&setting.vmm_program).args(args).netns(netns.as_fd())).await
+}
+
+/// From the start of a VMM until its guest's agent answers; then it is ended.
+async fn until_ready(lease: &Lease, spawn: Spawn<'_>) -> Result<Duration> {
+    // Its console is read, as our shim reads ours: a pipe that fills up would stop the guest.
+    let (console, console_writer) = io::pipe()?;
+    drain(console);
     let envd = EnvdClient::new(Arc::new(GuestDial(lease.connector())), String::new());
-    let qemu = Running::start(spawn)?;
+    let vmm = Running::start(spawn.fd(console_writer.as_fd(), 1))?;
     envd.wait_ready(READY_LIMIT).await?;
-    Ok(qemu.started().elapsed())
+    Ok(vmm.started().elapsed())
 }
 
 /// The VM that `wrenn run` makes.
-fn vm(setting: &Setting, lease: &Lease, folder: &Path) -> Result<VmSpec> {
+fn vm(setting: &Setting, lease: &Lease, folder: &Path) -> Result<(VmSpec, Disk)> {
     let host = &setting.host;
     let (template, kernel) = (host.images.template(TEMPLATE)?, host.images.kernel(None)?);
     let base = Layer { path: template.rootfs, format: LayerFormat::Raw, size_bytes: template.size_bytes };
     let id = SandboxId::from_random([0; 18]);
     let name = DiskName { tag: host.instance.tag(), sandbox: id.clone() };
     let disk = host.storage.create(&Place { path: folder.join("disk"), name }, &[base], template.size_bytes)?;
-    let mut files = vec![DiskFile::live(&disk.path, true)?];
-    for layer in disk.layers.iter().rev() {
-        files.push(DiskFile::layer(&layer.path, layer.format == LayerFormat::Qcow2)?);
-    }
+    let files = disk_files(&disk)?;
     let key = hex::encode(host.instance.key().verifying_key().to_bytes());
-    Ok(VmSpec {
+    let spec = VmSpec {
         uid: lease.slot().vmm_uid(),
         run_dir: folder.to_owned(),
         vcpus: VCPUS,
@@ -107,7 +149,20 @@ fn vm(setting: &Setting, lease: &Lease, folder: &Path) -> Result<VmSpec> {
         tap: Tap { name: TAP, queue: lease.open_tap()? },
         guest_mac: GUEST_MAC.to_string(),
         id,
-    })
+    };
+    Ok((spec, disk))
+}
+
+/// What the VMM opens of a disk: the device where the kernel puts it together, else every file of it.
+fn disk_files(disk: &Disk) -> Result<Vec<DiskFile>> {
+    if let Some(device) = &disk.device {
+        return Ok(vec![DiskFile::live(device, false)?]);
+    }
+    let mut files = vec![DiskFile::live(&disk.path, true)?];
+    for layer in disk.layers.iter().rev() {
+        files.push(DiskFile::layer(&layer.path, layer.format == LayerFormat::Qcow2)?);
+    }
+    Ok(files)
 }
 
 /// Reads a console on a thread of its own until its writers are gone; nobody looks at it.

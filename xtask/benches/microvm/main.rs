@@ -5,9 +5,11 @@
 //! engine ([`cold`]), while xtask must build before a machine has what the engine needs to build.
 //!
 //! ```text
-//!   round ─► cold: plain QEMU, `wrenn run -- true`          one after the other, first and second in turn
+//!   round ─► cold: a plain VMM, `wrenn run -- true`         one after the other, first and second in turn
 //!         ─► load: `wrenn run` with 100 MB of output, its peak memory; then its VMM is killed
 //!         ─► warm: one sandbox in this process: idle memory, exec, output, each beside its bare counterpart
+//!         ─► disk: a device-mapper disk made and removed, and the same by programs
+//!         ─► crowd: 32 `wrenn run -- true` at once                              only when asked for
 //! ```
 //!
 //! Standard output is one [`Record`] per line. A part that fails is said and the next one is taken; the exit code tells.
@@ -19,6 +21,8 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 
 mod cold;
+mod crowd;
+mod disk;
 mod load;
 mod program;
 #[path = "../../src/bench/record.rs"]
@@ -44,9 +48,12 @@ pub struct Args {
     /// How often
     #[arg(long)]
     rounds: usize,
-    /// Only this part of each round: cold, load or warm
+    /// The Firecracker to measure, where it is the host's best VMM
     #[arg(long)]
-    only: Option<String>,
+    firecracker: Option<PathBuf>,
+    /// Only these parts of each round: cold, load, warm, disk, crowd
+    #[arg(long)]
+    only: Vec<String>,
     /// Cargo's own mark of a bench run
     #[arg(long, hide = true)]
     bench: bool,
@@ -55,7 +62,11 @@ pub struct Args {
 /// Takes the values of one part of a round.
 type Take = fn(&Setting, &mut Round) -> Result<()>;
 
-const PARTS: [(&str, Take); 3] = [("cold", cold::take), ("load", load::take), ("warm", warm::take)];
+const PARTS: [(&str, Take); 5] =
+    [("cold", cold::take), ("load", load::take), ("warm", warm::take), ("disk", disk::take), ("crowd", crowd::take)];
+
+/// What takes minutes and is not part of a round by itself.
+const ON_DEMAND: &str = "crowd";
 
 /// Where the values of a round go.
 #[derive(Debug)]
@@ -86,6 +97,13 @@ fn main() -> ExitCode {
         eprintln!("nothing measured: run `cargo xtask bench`, which prepares what this needs");
         return ExitCode::SUCCESS;
     }
+    // What `strace` counts: no other part of this program.
+    let words: Vec<String> = std::env::args().collect();
+    if let [_program, verb, folder, count] = words.as_slice()
+        && verb == "disk-cycles"
+    {
+        return disk::cycles_by_name(folder, count).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
     match measure(&Args::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -102,8 +120,11 @@ fn measure(args: &Args) -> Result<bool> {
     say(&Record::Vmm(setting.vmm_words()));
     let mut whole = true;
     for number in 1..=args.rounds {
-        for (part, take) in PARTS.into_iter().filter(|(part, _)| args.only.as_deref().is_none_or(|only| only == *part))
-        {
+        let wanted = |part: &str| match args.only.as_slice() {
+            [] => part != ON_DEMAND,
+            only => only.iter().any(|each| each == part),
+        };
+        for (part, take) in PARTS.into_iter().filter(|(part, _)| wanted(part)) {
             if let Err(error) = take(&setting, &mut Round { number }) {
                 whole = false;
                 say(&Record::Failed { round: number, part: part.to_owned(), why: format!("{error:#}") });

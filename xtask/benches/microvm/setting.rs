@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use tokio::runtime::Runtime;
 use wrenn_agent::host::{Host, install_shim};
 use wrenn_agent::instance::{Instance, RUN_DIR};
@@ -13,8 +13,11 @@ use wrenn_engine::cgroup::Cgroups;
 use wrenn_engine::image::ImageStore;
 use wrenn_engine::network::{Network, NetworkConfig};
 use wrenn_engine::probe::{self, Depth, Options, Wishes};
+use wrenn_engine::storage::dm::Dm;
 use wrenn_engine::storage::qcow2::Qcow2;
+use wrenn_engine::storage::{Backend, Storage};
 use wrenn_engine::units::Mib;
+use wrenn_engine::vmm::firecracker::Firecracker;
 use wrenn_engine::vmm::qemu::Qemu;
 use wrenn_engine::vmm::{DriverKind, Vmm};
 
@@ -38,6 +41,8 @@ pub struct Setting {
     pub host: Host,
     /// For what is asynchronous; the same kind that `wrenn run` has.
     pub runtime: Runtime,
+    /// The VMM's program.
+    pub vmm_program: PathBuf,
     /// The program under test.
     pub wrenn: PathBuf,
     /// Its data folder.
@@ -60,23 +65,29 @@ impl Setting {
         let options = Options {
             data_dir: args.data.clone(),
             qemu: None,
-            firecracker: None,
+            firecracker: args.firecracker.clone(),
             network: NetworkConfig::default(),
             depth: Depth::Choose,
         };
         let capabilities = runtime.block_on(probe::look(&options));
+        let chosen = capabilities.choose(&Wishes::default())?;
+        let (vmm, vmm_program) = vmm(&capabilities, &chosen)?;
+        let storage: Arc<dyn Storage> = match chosen.storage.value {
+            Backend::DeviceMapper => Arc::new(Dm::open()?),
+            Backend::Qcow2 => Arc::new(Qcow2),
+        };
         let host = Host {
             images: ImageStore::open(&args.data, guest)?,
             network: Network::open(instance.tag(), instance.dir(), NetworkConfig::default())?,
-            storage: Arc::new(Qcow2),
-            vmm: vmm(&capabilities)?,
+            storage,
+            vmm,
             // Where the host has none, as `wrenn run` does.
             cgroups: Cgroups::mounted(instance.tag(), Path::new(RUN_DIR)).ok(),
             shim_program: install_shim(&instance, &shim)?,
             memory: Mib::holding(capabilities.memory_total()),
             instance,
         };
-        Ok(Self { host, runtime, wrenn: args.wrenn.clone(), data: args.data.clone(), guest_bytes })
+        Ok(Self { host, runtime, vmm_program, wrenn: args.wrenn.clone(), data: args.data.clone(), guest_bytes })
     }
 
     /// What every sandbox is asked to be.
@@ -89,21 +100,25 @@ impl Setting {
         }
     }
 
-    /// The VMM, for people.
+    /// VMM and storage, for people.
     pub fn vmm_words(&self) -> String {
         let vmm = self.host.vmm.describe();
-        format!("{} {}, {}", vmm.driver, vmm.version, vmm.accel)
+        format!("{} {}, {}, {}", vmm.driver, vmm.version, vmm.accel, self.host.storage.backend())
     }
 }
 
-fn vmm(capabilities: &probe::Capabilities) -> Result<Box<dyn Vmm>> {
-    let chosen = capabilities.choose(&Wishes::default())?;
+/// The driver `wrenn run` would take, and its program.
+fn vmm(capabilities: &probe::Capabilities, chosen: &probe::Chosen) -> Result<(Box<dyn Vmm>, PathBuf)> {
     match chosen.vmm.value {
         DriverKind::Qemu => {
             let found = capabilities.qemu().context("QEMU was chosen but is not there")?;
             let tsc_khz = wrenn_sys::tsc::khz(TSC_WINDOW);
-            Ok(Box::new(Qemu::new(found.path.clone(), found.version.to_string(), chosen.accel.value, tsc_khz)))
+            let qemu = Qemu::new(found.path.clone(), found.version.to_string(), chosen.accel.value, tsc_khz);
+            Ok((Box::new(qemu), found.path.clone()))
         }
-        DriverKind::Firecracker => bail!("only QEMU is measured; this host would run Firecracker"),
+        DriverKind::Firecracker => {
+            let found = capabilities.firecracker().context("Firecracker was chosen but is not there")?;
+            Ok((Box::new(Firecracker::new(found.path.clone(), found.version)?), found.path.clone()))
+        }
     }
 }

@@ -33,6 +33,17 @@ pub const RATIOS: &[Ratio] = &[
     Ratio { name: "cold-ready-ratio", of: "cold-ready", to: "plain-ready", target: None },
     // The call and the command's end, to a fork and exec in the guest and one way there and back.
     Ratio { name: "warm-exec-ratio", of: "warm-exec", to: "bare-exec", target: Some(Target::AtMost(1.5)) },
+    // A disk of device-mapper, to the same by `losetup` and `dmsetup`; and on an image of 8 GiB to one of 1 GiB.
+    Ratio {
+        name: "disk-calls-ratio",
+        of: "disk-calls",
+        to: "disk-calls-by-programs",
+        target: Some(Target::AtMost(0.1)),
+    },
+    Ratio { name: "disk-time-ratio", of: "disk-1gib", to: "disk-by-programs", target: None },
+    Ratio { name: "disk-size-ratio", of: "disk-8gib", to: "disk-1gib", target: Some(Target::AtMost(1.2)) },
+    // 32 at once, to the CPU time that they take on all cores.
+    Ratio { name: "crowd-ratio", of: "crowd-wall", to: "crowd-least", target: Some(Target::AtMost(1.2)) },
     // Throughput: more is better.
     Ratio { name: "output-ratio", of: "exec-output", to: "bare-output", target: Some(Target::AtLeast(0.6)) },
 ];

@@ -16,6 +16,7 @@ use wrenn_engine::network::addresses::TAP;
 use wrenn_engine::network::{Connector, GUEST_MAC, NetworkError};
 use wrenn_engine::storage::{Disk, Layer, LayerFormat, Place, StorageError};
 use wrenn_engine::units::Mib;
+use wrenn_engine::vmm::seccomp::{self, Confinement};
 use wrenn_engine::vmm::{
     Accel, Boot, DiskFile, HostFile, LaunchCgroups, LaunchError, LaunchSpec, Machine, Plan, Tap, VmEnd, VmSpec,
     VmmError, launch,
@@ -308,7 +309,10 @@ impl Birth<'_> {
             end = &mut ended => Err(self.ended_early(parts, end)),
             _ = cancel.wait_for(|cancelled| *cancelled) => Err(CreateError::Cancelled),
             up = up => match up {
-                Ok(machine) => Ok(Born { machine, envd, ended }),
+                Ok(machine) => {
+                    warn_of_no_filter(parts);
+                    Ok(Born { machine, envd, ended })
+                }
                 Err(error) => Err(self.better_cause(parts, error, &mut ended).await),
             },
         }
@@ -392,6 +396,21 @@ fn disk_files(disk: &Disk) -> Result<Vec<DiskFile>, CreateError> {
 
 fn host_file(path: &Path) -> Result<HostFile, CreateError> {
     Ok(HostFile::open(path).map_err(io_error("open", path))?)
+}
+
+/// A VMM that was built without its system-call filter runs all the same; whoever runs untrusted code should know.
+fn warn_of_no_filter(parts: &Parts) {
+    let pid = parts.shim.as_ref().and_then(|shim| shim.vmm_pid().ok().flatten());
+    // A VMM that has ended by now is told of elsewhere.
+    let Some(Ok(threads)) = pid.map(seccomp::filters) else { return };
+    match seccomp::confinement(&threads) {
+        Confinement::Filtered { .. } => {}
+        Confinement::Open { threads } => tracing::warn!(
+            sandbox = %parts.manifest.id,
+            ?threads,
+            "the VMM runs without a system-call filter; install a release of it"
+        ),
+    }
 }
 
 fn excerpt(parts: &Parts) -> String {

@@ -184,10 +184,15 @@ fn cgroup_v2(cgroup2: Option<&Cgroup2>) -> Judgement {
     let absent: Vec<&str> =
         CONTROLLERS.into_iter().filter(|name| !cgroup2.controllers.iter().any(|each| each == name)).collect();
     let mount = cgroup2.mount.display();
-    if absent.is_empty() {
-        ready(format!("{mount} with {}", CONTROLLERS.join(", ")))
-    } else {
-        degraded(format!("{mount} has no controller {} (cgroup v1 holds it)", absent.join(", ")), REMEDY)
+    match &cgroup2.trial {
+        _ if !absent.is_empty() => {
+            degraded(format!("{mount} has no controller {} (cgroup v1 holds it)", absent.join(", ")), REMEDY)
+        }
+        Ok(()) => ready(format!("{mount} with {}", CONTROLLERS.join(", "))),
+        Err(reason) => {
+            let remedy = "run wrenn as root, outside of a container whose control groups are read-only";
+            missing(format!("no group can be made in {mount}: {reason}"), remedy)
+        }
     }
 }
 
@@ -299,6 +304,7 @@ pub(super) mod tests {
             cgroup2: Some(Cgroup2 {
                 mount: PathBuf::from("/sys/fs/cgroup"),
                 controllers: ["cpuset", "cpu", "io", "memory", "pids"].map(str::to_owned).to_vec(),
+                trial: Ok(()),
             }),
             memory: Some(Memory { total: 16 << 30, available: 8 << 30 }),
             disk_swaps: Vec::new(),
@@ -355,6 +361,7 @@ pub(super) mod tests {
             }),
             (Name::Dns, "degraded", |facts| facts.network.dns = Dns::Unavailable("none; list one".to_owned())),
             (Name::CgroupV2, "missing", |facts| facts.cgroup2 = None),
+            (Name::CgroupV2, "missing", |facts| facts.cgroup2.as_mut().unwrap().trial = Err("read-only".to_owned())),
             (Name::CgroupV2, "degraded", |facts| facts.cgroup2.as_mut().unwrap().controllers.clear()),
             (Name::DeviceMapper, "missing", |facts| facts.device_mapper = Device::Refused(String::new())),
             (Name::LoopDevices, "missing", |facts| facts.loop_control = Device::Refused(String::new())),

@@ -9,6 +9,7 @@ use wrenn_sys::kvm;
 
 use super::parse::{self, Memory, Version, Virtualization};
 use super::{Depth, Options, QEMU_PROGRAM, known};
+use crate::cgroup;
 use crate::command::{self, Command};
 use crate::network::{self, Dns, NetworkCapabilities, NetworkConfig};
 use crate::vmm::firecracker::is_dynamic;
@@ -120,6 +121,8 @@ pub struct Cgroup2 {
     pub mount: PathBuf,
     /// Which controllers they have.
     pub controllers: Vec<String>,
+    /// Whether a sandbox's group could be made; what was not tried counts as possible.
+    pub trial: Result<(), String>,
 }
 
 /// Room for the data folder.
@@ -162,7 +165,7 @@ pub async fn observe(options: &Options) -> Facts {
         device_mapper: observe_device_mapper(),
         loop_control: open("/dev/loop-control"),
         userfaultfd: observe_userfaultfd(),
-        cgroup2: observe_cgroup2(&read("/proc/self/mountinfo")),
+        cgroup2: observe_cgroup2(&read("/proc/self/mountinfo"), options),
         memory: parse::memory(&read("/proc/meminfo")),
         disk_swaps: parse::disk_swaps(&read("/proc/swaps")),
         disk: observe_disk(&options.data_dir),
@@ -281,10 +284,14 @@ fn observe_userfaultfd() -> Device {
     }
 }
 
-fn observe_cgroup2(mountinfo: &str) -> Option<Cgroup2> {
+fn observe_cgroup2(mountinfo: &str, options: &Options) -> Option<Cgroup2> {
     let mount = parse::cgroup2_mount(mountinfo)?;
     let controllers = fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
-    Some(Cgroup2 { mount, controllers: controllers.split_whitespace().map(str::to_owned).collect() })
+    let trial = match options.depth {
+        Depth::Choose => Ok(()),
+        Depth::All => cgroup::trial(&mount, &options.network.run_dir).map_err(|error| with_causes(&error)),
+    };
+    Some(Cgroup2 { mount, controllers: controllers.split_whitespace().map(str::to_owned).collect(), trial })
 }
 
 fn observe_disk(data_dir: &Path) -> DiskFact {
