@@ -9,7 +9,7 @@ use crate::cargo;
 use crate::ui::Step;
 
 /// The target of everything static; no musl, the gnu target links statically with `crt-static`.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Programs that are static, by package: the guest's and the one beside each VMM.
 const STATIC: [(&str, &str); 2] = [("wrenn-guest", "envd"), ("wrenn-shim", "wrenn-shim")];

@@ -72,6 +72,18 @@ pub const NEEDS: &[Need] = &[
         scope: Scope::Develop,
     },
     Need {
+        package: "busybox-static",
+        why: "tests lock a program that needs no libraries into a jail",
+        evidence: Evidence::AnyFile(&["/usr/bin/busybox", "/bin/busybox"]),
+        scope: Scope::Develop,
+    },
+    Need {
+        package: "iproute2",
+        why: "tests look at the host's network with ip, as a person would",
+        evidence: Evidence::SystemProgram("ip"),
+        scope: Scope::Develop,
+    },
+    Need {
         package: "nftables",
         why: "nft applies the sandboxes' firewall rules",
         evidence: Evidence::SystemProgram("nft"),
