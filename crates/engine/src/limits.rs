@@ -12,6 +12,20 @@ pub const VCPUS_MAX: u32 = 32;
 /// Least memory of a sandbox: the kernel, its initramfs and envd need about 60 MiB to come up.
 pub const MEMORY_MIN: Mib = Mib(128);
 
+/// Longest file whose checksums are kept, in bytes: a VM's memory, or the largest disk with its tables. Page numbers then fit
+/// 32 bits with room for a flag.
+pub const MEMORY_BYTES_MAX: u64 = 1 << 42;
+
+/// Longest `/proc/PID/maps` that is read, in bytes: the kernel's default limit of 65 530 mappings at 128 bytes each.
+pub const PROCESS_MAPS_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// What a capture holds back from being written until the VM may go on, in bytes: twice what a pause soon after a resume
+/// changes. What is more is written while the VM stands still, so that many captures at once do not fill the host's memory.
+pub const CAPTURE_HELD_BYTES_MAX: usize = 32 << 20;
+
+/// Files of memory whose check is remembered in a process: one for each VM that runs, and some.
+pub const MEMORY_VERIFIED_MAX: usize = 4096;
+
 /// Largest disk of a sandbox.
 pub const DISK_MAX: Mib = Mib(1024 * 1024);
 
@@ -77,8 +91,20 @@ pub const SPACE_WAIT: Duration = Duration::from_secs(30);
 /// How often the free space is looked at (one system call): at 1 GiB/s a quarter of the reserve is written in between.
 pub const SPACE_LOOK_EVERY: Duration = Duration::from_millis(125);
 
+const _: () = assert!(MEMORY_BYTES_MAX >= 2 * ((DISK_MAX.0 as u64) << 20), "or the largest disk cannot be kept");
 const _: () = assert!(SPACE_AMPLE.0 > SPACE_RESERVE.0, "or there is no hysteresis");
 const _: () = assert!(DISK_FREE_LEAST.0 >= SPACE_RESERVE.0, "or a sandbox is started only to stand still");
+
+/// What of a host's memory no sandbox may have, in percent: for the host itself, its page cache and the agents.
+pub const HOST_MEMORY_RESERVE_PERCENT: u32 = 10;
+
+/// And the least of it, on small hosts.
+pub const HOST_MEMORY_RESERVE_LEAST: Mib = Mib(256);
+
+/// Memory that a VMM commonly takes beyond its guest's, for telling how many fit into a host: between Firecracker's 5 MiB and
+/// QEMU's 100.
+pub const VMM_MEMORY_TYPICAL: Mib = Mib(48);
+
 /// Memory a sandbox may take beyond its guest's: the VMM itself (5 MiB for Firecracker, 100 for QEMU), the page tables of
 /// the guest's memory, kernel buffers. Cached parts of files count too, but give way.
 pub const VMM_MEMORY_OVERHEAD: Mib = Mib(160);

@@ -4,15 +4,20 @@
 //! sound and who upholds it. Nothing here knows what a sandbox is.
 
 pub mod blockdev;
+pub mod clock;
 pub mod dm;
 pub mod ext4;
 pub mod fds;
+pub mod fsfreeze;
 pub mod kvm;
 pub mod loopback;
 pub mod loopdev;
 pub mod malloc;
+pub mod mapping;
 pub mod netns;
 pub mod process;
+pub mod process_memory;
+pub mod random;
 pub mod signals;
 pub mod spawn;
 pub mod tap;

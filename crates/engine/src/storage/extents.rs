@@ -1,40 +1,15 @@
-//! Sparse files: where the data is, and copying nothing else.
+//! Copies of sparse files: what holds data, and nothing else.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::{SeekFrom, copy_file_range, fsync, seek};
-use rustix::io::Errno;
+use rustix::fs::{copy_file_range, fsync};
 
 use super::StorageError;
 
-/// A stretch of a file that holds data, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// First byte.
-    pub start: u64,
-    /// Bytes.
-    pub length: u64,
-}
-
-/// The stretches of `file` that are not holes, in order. A file system that knows no holes answers one extent.
-pub fn data_extents(file: &File) -> io::Result<Vec<Extent>> {
-    let mut extents = Vec::new();
-    let mut position = 0;
-    loop {
-        let start = match seek(file, SeekFrom::Data(position)) {
-            Ok(start) => start,
-            // No data from here to the end of the file.
-            Err(Errno::NXIO) => return Ok(extents),
-            Err(error) => return Err(error.into()),
-        };
-        let end = seek(file, SeekFrom::Hole(start))?;
-        extents.push(Extent { start, length: end - start });
-        position = end;
-    }
-}
+pub use crate::sparse::{Extent, data_extents};
 
 /// Copies `from` to the new file `to` (mode `mode`), holes as holes, durable when this returns. Blocks are shared
 /// where the file system can (reflink). On failure `to` is removed again.
@@ -111,13 +86,5 @@ mod tests {
         let error = copy_sparse(&from, &to, 0o600).unwrap_err();
         assert!(matches!(error, StorageError::Exists { .. }), "{error}");
         assert_eq!(std::fs::read(&to).unwrap(), b"mine");
-    }
-
-    #[test]
-    fn an_empty_file_has_no_extents() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("empty");
-        File::create(&path).unwrap().set_len(1 << 30).unwrap();
-        assert_eq!(data_extents(&File::open(&path).unwrap()).unwrap(), []);
     }
 }
