@@ -155,7 +155,11 @@ fn root_a_slot_of_another_instance_is_refused_and_passed_over() {
     assert_eq!(error.to_string(), "network slot 1 belongs to the instance cccc (/srv/other)");
     let of_a = host.wait(a.acquire()).unwrap();
     assert_eq!(of_a.slot(), slot(2));
-    assert_eq!(host.wait(a.sweep()).unwrap().removed, [], "a sweep of one's own leaves others' records alone");
+    assert_eq!(
+        host.wait(a.sweep(&Default::default())).unwrap().removed,
+        [],
+        "a sweep of one's own leaves others' records alone"
+    );
     assert!(Path::new("/run/wrenn/slots/1").metadata().unwrap().len() > 0);
     host.wait(of_a.destroy()).unwrap();
     host.wait(of_b.destroy()).unwrap();
@@ -235,7 +239,7 @@ fn root_half_a_network_is_not_adopted_but_swept() {
     Netlink::open().unwrap().delete("wvaaaa0").unwrap();
     let error = host.wait(network.adopt(taken)).unwrap_err();
     assert_eq!(error.to_string(), "network slot 0 cannot be adopted: the network interface wvaaaa0 is gone; sweep it");
-    assert_eq!(host.wait(network.sweep()).unwrap().removed, [taken]);
+    assert_eq!(host.wait(network.sweep(&Default::default())).unwrap().removed, [taken]);
     host.assert_nothing_left(&network);
     assert_same(&before, &host.state());
     assert!(matches!(host.wait(network.adopt(taken)).unwrap_err(), NetworkError::SlotOwned { .. }));
@@ -295,7 +299,7 @@ fn root_an_instance_never_notices_that_another_was_killed() {
     assert!(sandbox.fetches());
     let of_b = host.wait(b.inventory()).unwrap();
     // Sweeps of both, in both orders: each removes its own left-overs and nothing else.
-    assert_eq!(host.wait(b.sweep()).unwrap().in_use, [sandbox.lease.slot()]);
+    assert_eq!(host.wait(b.sweep(&Default::default())).unwrap().in_use, [sandbox.lease.slot()]);
     assert_eq!(host.wait(a.inventory()).unwrap().len(), 2 * 4 + 1);
     swept_when_unlocked(&host, &a, 2);
     host.assert_nothing_left(&a);
@@ -330,7 +334,7 @@ fn root_objects_without_a_record_are_swept() {
     crash(&host, "aaaa");
     fs::remove_dir_all("/run/wrenn/slots").unwrap();
     let network = host.instance("aaaa");
-    assert_eq!(host.wait(network.sweep()).unwrap().removed, [slot(0), slot(1)]);
+    assert_eq!(host.wait(network.sweep(&Default::default())).unwrap().removed, [slot(0), slot(1)]);
     host.assert_nothing_left(&network);
     assert_same(&before, &host.state());
 }
@@ -374,7 +378,7 @@ fn root_the_host_forgets_the_connections_of_a_sandbox() {
 fn swept_when_unlocked(host: &Host, network: &Network, slots: usize) -> SweepReport {
     let mut report = SweepReport::default();
     while report.removed.len() < slots {
-        let swept = host.wait(network.sweep()).unwrap();
+        let swept = host.wait(network.sweep(&Default::default())).unwrap();
         report.removed.extend(swept.removed);
         report.in_use = swept.in_use;
     }

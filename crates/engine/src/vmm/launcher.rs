@@ -266,6 +266,21 @@ impl Shim {
         })
     }
 
+    /// The shim's own pid.
+    pub fn pid(&self) -> Result<u32, ClientError> {
+        Ok(Client::connect(&self.socket, ANSWER_LIMIT)?.status()?.pid)
+    }
+
+    /// Whether this process started it, and so can end it in any case.
+    pub fn is_child(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Lets go of a shim that is to go on: a later agent finds it at its socket.
+    pub fn leave(mut self) {
+        self.child = None;
+    }
+
     /// The VMM's last words on stderr.
     pub fn vmm_log(&self) -> Result<Vec<u8>, ClientError> {
         Ok(Client::connect(&self.socket, ANSWER_LIMIT)?.vmm_log()?.data)

@@ -4,16 +4,24 @@
 //!   VmSpec ──Vmm::plan──► Plan { launch, boot }
 //!                                │      │
 //!             the shim starts it ▼      ▼
-//!                             process ◄─Boot::boot──► Machine: freeze · thaw · stop
-//!                                ▲                       ▲
-//!                                └── Vmm::attach ────────┘   a later agent
+//!                             process ◄─Boot::boot──► Machine: freeze · capture · thaw · stop
+//!                                ▲                       ▲ │
+//!                                └── Vmm::attach ────────┘ │  a later agent
+//!                                                          ▼
+//!                     { devices, memory } ──composed──► Start::Restore of a later VM
 //! ```
+//!
+//! **Memory** of every VM is a *private* mapping over one immutable file, its base: zeroes for a VM that boots, all of a
+//! captured VM's memory for one that goes on. A capture gives the state of CPUs and devices as a file, and says where the
+//! memory that differs from the base is found; what becomes of it is not a driver's business.
 //!
 //! A driver never starts a process itself: it says *what* to start ([`Launch`]: program, arguments, descriptors, jail) and
 //! the shim is the VMM's parent. What is to be said to it once it runs is [`Boot`]: nothing for QEMU, which finds all of
 //! it in its arguments; everything for Firecracker. Drivers know nothing of networks or disks but descriptors and paths.
 //! What a VMM answers is not trusted: a guest may have taken it over.
 
+mod capture;
+mod cpu;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
 pub mod firecracker;
@@ -38,6 +46,7 @@ use crate::names::SandboxId;
 use crate::units::Mib;
 use crate::words::words;
 
+pub use cpu::GuestCpu;
 pub use launcher::{LaunchCgroups, LaunchError, LaunchSpec, Shim, VmEnd, launch};
 
 /// Which VMM runs a sandbox.
@@ -139,6 +148,19 @@ pub struct Tap {
     pub queue: OwnedFd,
 }
 
+/// How a VM begins.
+#[derive(Debug)]
+pub enum Start {
+    /// By its kernel; its CPUs run at once.
+    Boot,
+    /// Where a captured VM stood; its CPUs stand still until they are thawed. Everything else of the [`VmSpec`] must be as
+    /// it was, but for the host's end of it: folders, user, files of the same content.
+    Restore {
+        /// The captured state of CPUs and devices.
+        devices: HostFile,
+    },
+}
+
 /// A VM to be started. Descriptors are given away: they end in the VMM, or are closed.
 #[derive(Debug)]
 pub struct VmSpec {
@@ -149,13 +171,20 @@ pub struct VmSpec {
     /// The sandbox's folder for sockets, on tmpfs, which exists and only root may enter. The driver keeps the way to
     /// control the VMM in there.
     pub run_dir: PathBuf,
+    /// A folder of the sandbox's that only root may enter, on the file system to which captures go. A VMM that writes
+    /// captures itself finds the files for them in there: planning makes them, and the folder where it is missing. What an
+    /// earlier VM of the sandbox left there is replaced.
+    pub capture_dir: PathBuf,
+    /// How it begins.
+    pub start: Start,
     /// Virtual CPUs.
     pub vcpus: u32,
     /// Guest memory.
     pub memory: Mib,
-    /// What guest memory reads before it is written: an immutable file of the memory's size and of zeroes, mapped
-    /// privately. Firecracker has zeroes of its own.
-    pub memory_base: OwnedFd,
+    /// What guest memory reads before it is written: an immutable file of the memory's size, mapped privately. Zeroes for a
+    /// VM that boots, where Firecracker has its own; all of the captured memory for one that is restored, and then
+    /// Firecracker's user must be allowed to read it, as it must be for `devices`.
+    pub memory_base: HostFile,
     /// The kernel image.
     pub kernel: HostFile,
     /// The initramfs.
@@ -286,6 +315,29 @@ pub enum VmmError {
         /// What is wrong.
         detail: String,
     },
+    /// Only a VM whose CPUs stand still can be captured.
+    #[error("a VM that is `{state}` cannot be captured; freeze it first")]
+    NotFrozen {
+        /// What it is doing, in the VMM's word.
+        state: String,
+    },
+    /// A file of a capture cannot be made, or is there already.
+    #[error("cannot {step} {path}")]
+    Capture {
+        /// What was being done.
+        step: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM was given a captured state and could not make use of it.
+    #[error("the VMM cannot go on from the captured state: {detail}")]
+    Restore {
+        /// Its words.
+        detail: String,
+    },
     /// The program is another version than the one that was looked at, and not one to be used.
     #[error(transparent)]
     Version(#[from] firecracker::RefusedVersion),
@@ -313,6 +365,37 @@ pub enum RunState {
     Frozen,
 }
 
+/// What becomes of a VM once it is captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// It is ended. Nothing is copied: what was captured is the VMM's to change until it has ended.
+    Ends,
+    /// It goes on, and can be captured again. What was captured is out of its reach.
+    GoesOn,
+}
+
+/// Where the memory of a captured VM is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Captured {
+    /// In the VMM, as long as the VM is frozen: the pages of its private mapping that are no longer its base's.
+    InProcess,
+    /// In a sparse file of the memory's length, which the VMM wrote and which is not to be trusted in this: data for every
+    /// page that was written since the VM's start, zeroed ones too, and maybe for others; holes for the rest.
+    Written {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// The folders of a sandbox that a later agent needs to take control of its VM; those of its [`VmSpec`].
+#[derive(Clone, Copy, Debug)]
+pub struct Folders<'a> {
+    /// [`VmSpec::run_dir`].
+    pub run: &'a Path,
+    /// [`VmSpec::capture_dir`].
+    pub capture: &'a Path,
+}
+
 /// A kind of VMM on this host.
 #[async_trait]
 pub trait Vmm: Send + Sync {
@@ -331,15 +414,20 @@ pub trait Vmm: Send + Sync {
     /// How to start a VMM for `vm`, and what to tell it then. Makes the place of its control socket; starts nothing.
     fn plan(&self, vm: VmSpec) -> Result<Plan, VmmError>;
 
-    /// Takes control of the VMM whose sandbox has `run_dir`, also one that an earlier agent started.
-    async fn attach(&self, run_dir: &Path) -> Result<Box<dyn Machine>, VmmError>;
+    /// The CPU as guests see it on this host: one that was captured goes on only where this, [`Vmm::describe`] and its
+    /// shape are the same.
+    fn cpu(&self) -> Result<GuestCpu, VmmError>;
+
+    /// Takes control of the VMM whose sandbox has these folders, also one that an earlier agent started.
+    async fn attach(&self, folders: Folders<'_>) -> Result<Box<dyn Machine>, VmmError>;
 }
 
 /// What is left to do once the VMM's process was started.
 #[async_trait]
 pub trait Boot: fmt::Debug + Send {
-    /// Waits until the VMM listens, tells it what it does not know yet, and lets the guest's CPUs run. The caller watches
-    /// for the process's end meanwhile: a VMM that never listens is waited for until a deadline.
+    /// Waits until the VMM listens, tells it what it does not know yet, and lets the guest's CPUs run; those of a VM that is
+    /// restored stand still. The caller watches for the process's end meanwhile: a VMM that never listens is waited for
+    /// until a deadline.
     async fn boot(self: Box<Self>) -> Result<Box<dyn Machine>, VmmError>;
 }
 
@@ -352,6 +440,11 @@ pub trait Machine: Send + Sync {
     /// Stops the guest's CPUs. What the guest wrote to its disk is the host's from then on, maybe in the page cache only.
     async fn freeze(&mut self) -> Result<(), VmmError>;
 
+    /// Captures the frozen VM into the folder `into`: makes the file `devices` there, and, where the VMM itself writes
+    /// memory, `memory`; neither may be there yet, and after a failure neither is. Nothing is synced. The VM stays frozen,
+    /// and may go on in any case: what [`Then::Ends`] announced need not come true, but then the capture is void.
+    async fn capture(&mut self, into: &Path, then: Then) -> Result<Captured, VmmError>;
+
     /// Lets the guest's CPUs go on.
     async fn thaw(&mut self) -> Result<(), VmmError>;
 
@@ -361,6 +454,10 @@ pub trait Machine: Send + Sync {
     /// The next thing the VMM says on its own. Cancel safe.
     async fn incident(&mut self) -> Incident;
 }
+
+/// The names of what a capture makes.
+const DEVICES: &str = "devices";
+const MEMORY: &str = "memory";
 
 /// What a VMM says, for a message to people: bounded, and nothing in it that drives a terminal.
 fn excerpt(bytes: &[u8]) -> String {

@@ -122,7 +122,8 @@ pub enum JailEntry {
         /// On the host.
         source: PathBuf,
     },
-    /// A folder of the host in which the VMM may make files, mounted without devices and programs.
+    /// A folder of the host in which the VMM may make files, or a file that it may write; mounted without devices and
+    /// programs.
     Writable {
         /// Its place inside.
         path: PathBuf,

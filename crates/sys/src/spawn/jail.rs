@@ -60,7 +60,8 @@ pub enum JailEntry {
         /// On the host.
         source: PathBuf,
     },
-    /// A folder of the host in which the program may make files, mounted without devices and programs.
+    /// A folder of the host in which the program may make files, or a file that it may write; mounted without devices and
+    /// programs.
     Writable {
         /// Its place inside.
         path: PathBuf,
@@ -276,17 +277,14 @@ impl Builder<'_> {
             (JailEntry::ReadOnly { path, .. }, Kind::File | Kind::Folder) => {
                 self.bind(index, path, source, kind, bound | libc::MS_RDONLY)
             }
-            (JailEntry::Writable { path, .. }, Kind::Folder) => {
+            (JailEntry::Writable { path, .. }, Kind::File | Kind::Folder) => {
                 self.bind(index, path, source, kind, bound | libc::MS_NOEXEC)
             }
             (JailEntry::Device { .. }, Kind::File | Kind::Folder | Kind::Other) => Err(wrong("no device")),
-            (JailEntry::ReadOnly { .. }, Kind::CharacterDevice(_) | Kind::BlockDevice(_) | Kind::Other) => {
-                Err(wrong("neither a file nor a folder"))
-            }
             (
-                JailEntry::Writable { .. },
-                Kind::File | Kind::CharacterDevice(_) | Kind::BlockDevice(_) | Kind::Other,
-            ) => Err(wrong("no folder")),
+                JailEntry::ReadOnly { .. } | JailEntry::Writable { .. },
+                Kind::CharacterDevice(_) | Kind::BlockDevice(_) | Kind::Other,
+            ) => Err(wrong("neither a file nor a folder")),
         }
     }
 

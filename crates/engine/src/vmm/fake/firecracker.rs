@@ -2,9 +2,13 @@
 //!
 //! It knows, independently of the driver's types, which requests there are, which fields they must and may have, and in
 //! which state they are taken: `Not started` ─InstanceStart─► `Running` ◄──► `Paused`. As the real one it speaks
-//! HTTP/1.1, keeps connections open, and refuses with 400 and a `fault_message`.
+//! HTTP/1.1, keeps connections open, and refuses with 400 and a `fault_message`. It writes snapshots where the real one
+//! would, if the test says what of the host its paths lead to.
 
-use std::path::Path;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -12,7 +16,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 
-use super::{Failure, Fault, HUGE_BYTES, Next, Record, Speaker};
+use super::{FAKE_DEVICES, Failure, Fault, HUGE_BYTES, Next, Record, Speaker};
 
 /// Longest request in bytes, as the real one.
 const REQUEST_MAX: usize = 51_200;
@@ -107,6 +111,9 @@ const RULES: &[Rule] = &[
     ),
 ];
 
+/// The memory it says it has, in bytes.
+pub const FAKE_MEMORY_BYTES: u64 = 1 << 20;
+
 /// A running fake; it ends when this is dropped.
 #[derive(Debug)]
 pub struct FakeFirecracker {
@@ -118,9 +125,20 @@ impl FakeFirecracker {
     /// One that listens in the folder a driver made in `run_dir`, calls itself `version`, and fails as told. Panics if it
     /// cannot listen there. Needs a runtime.
     pub fn start(run_dir: &Path, version: &'static str, failure: Option<Failure>) -> Self {
+        Self::start_with(run_dir, version, failure, None)
+    }
+
+    /// One for which `/capture` is the host's `capture_dir`.
+    pub fn start_with(
+        run_dir: &Path,
+        version: &'static str,
+        failure: Option<Failure>,
+        capture_dir: Option<PathBuf>,
+    ) -> Self {
         let listener = UnixListener::bind(run_dir.join("vmm/control.sock")).expect("the driver made the folder");
         let record = Arc::new(Record::default());
-        let machine = Machine { version, failure, state: State::default(), record: Arc::clone(&record) };
+        let state = State { capture_dir, ..State::default() };
+        let machine = Machine { version, failure, state, record: Arc::clone(&record) };
         Self { record, task: tokio::spawn(machine.serve(listener)) }
     }
 
@@ -167,6 +185,9 @@ struct State {
     machine: Option<Value>,
     balloon: Option<Value>,
     metadata: Option<Value>,
+    capture_dir: Option<PathBuf>,
+    /// How many snapshots were made: each changes one page more.
+    snapshots: u8,
 }
 
 struct Machine {
@@ -285,6 +306,12 @@ impl Machine {
             ("PUT", "/actions") => return self.act(&body["action_type"]),
             ("PATCH", "/vm") => return self.set_phase(&body["state"]),
             ("PUT", "/snapshot/load") => return self.load(&body),
+            ("PUT", "/snapshot/create") => {
+                return match self.snapshot(&body) {
+                    Ok(()) => Answer::DONE,
+                    Err(error) => Answer::fault(&error.to_string()),
+                };
+            }
             ("PUT", "/boot-source") => self.state.has_kernel = true,
             ("PUT", "/machine-config") => self.state.machine = Some(body),
             ("PUT", "/balloon") => self.state.balloon = Some(body),
@@ -320,6 +347,20 @@ impl Machine {
             _ => return Answer::fault("no such state"),
         };
         Answer::DONE
+    }
+
+    /// As the real one: the state is overwritten, and what changed since the last time is merged into the memory.
+    fn snapshot(&mut self, body: &Value) -> io::Result<()> {
+        let Some(folder) = &self.state.capture_dir else { return Ok(()) };
+        let on_host = |field: &str| {
+            let inside = body[field].as_str().and_then(|path| path.strip_prefix("/capture/"));
+            inside.map(|name| folder.join(name)).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+        };
+        OpenOptions::new().write(true).truncate(true).open(on_host("snapshot_path")?)?.write_all(FAKE_DEVICES)?;
+        let memory = OpenOptions::new().write(true).open(on_host("mem_file_path")?)?;
+        memory.set_len(FAKE_MEMORY_BYTES)?;
+        self.state.snapshots += 1;
+        memory.write_all_at(&[self.state.snapshots; 4096], u64::from(self.state.snapshots) * 64 * 1024)
     }
 
     fn load(&mut self, body: &Value) -> Answer {

@@ -12,11 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
-pub use firecracker::FakeFirecracker;
-pub use qemu::FakeQemu;
+pub use firecracker::{FAKE_MEMORY_BYTES, FakeFirecracker};
+pub use qemu::{FakeQemu, FakeStart};
 
 /// How long an answer without an end is, in bytes, if nobody stops reading.
 const HUGE_BYTES: u64 = 1 << 30;
+
+/// What a fake writes as the state of its devices.
+pub const FAKE_DEVICES: &[u8] = b"the state of devices, or something like it";
 
 /// What can go wrong with an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,10 +11,13 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::api::{Change, GetInstance, InstanceState, Method, Query, VmState};
+use super::api::{
+    Change, GetInstance, GetMachineConfig, InstanceState, Method, Query, SnapshotCreate, SnapshotType, VmState,
+};
 use super::http::{Connection, HttpError, Idle};
 use super::socket::{self, Peer};
-use crate::vmm::{Incident, Machine, RunState, VmmError, excerpt};
+use super::{files, jail};
+use crate::vmm::{Captured, DEVICES, Incident, MEMORY, Machine, RunState, Then, VmmError, capture, excerpt};
 
 /// How long a Firecracker that was just started may take to listen.
 const LISTEN_LIMIT: Duration = Duration::from_secs(10);
@@ -130,12 +133,27 @@ fn fault(body: &[u8]) -> String {
 #[derive(Debug)]
 pub(super) struct Microvm {
     client: Client,
+    capture_dir: PathBuf,
 }
 
 impl Microvm {
-    /// The one behind `client`.
-    pub(super) fn new(client: Client) -> Self {
-        Self { client }
+    /// The one behind `client`, which writes captures into the files of `capture_dir`.
+    pub(super) fn new(client: Client, capture_dir: PathBuf) -> Self {
+        Self { client, capture_dir }
+    }
+
+    /// Has the files written. Only what differs: after a boot the pages that were ever touched, as the kernel has it, and
+    /// after a restore those that were written, as KVM logs it. The kernel does not count pages that are in swap, where the
+    /// VM's control group keeps them from being; on a host without such groups they may be, and then all is written.
+    async fn write_snapshot(&mut self) -> Result<(), VmmError> {
+        self.client.change(&snapshot(SnapshotType::Diff)).await?;
+        let link = self.link().await?;
+        let swapped = link.peer.is_swapped();
+        let swapped = swapped.map_err(|source| VmmError::File { path: PathBuf::from("/proc"), source })?;
+        if swapped && !self.client.ask::<GetMachineConfig>().await?.track_dirty_pages {
+            self.client.change(&snapshot(SnapshotType::Full)).await?;
+        }
+        Ok(())
     }
 
     async fn link(&mut self) -> Result<&Link, VmmError> {
@@ -144,6 +162,14 @@ impl Microvm {
         }
         Ok(self.client.link.as_ref().expect("just made"))
     }
+}
+
+fn snapshot(snapshot_type: SnapshotType) -> Change {
+    Change::SnapshotCreate(SnapshotCreate {
+        snapshot_type,
+        snapshot_path: jail::CAPTURE.devices.to_owned(),
+        mem_file_path: jail::CAPTURE.memory.to_owned(),
+    })
 }
 
 #[async_trait]
@@ -160,6 +186,25 @@ impl Machine for Microvm {
 
     async fn freeze(&mut self) -> Result<(), VmmError> {
         self.client.change(&Change::Vm(VmState::Paused)).await
+    }
+
+    async fn capture(&mut self, into: &Path, then: Then) -> Result<Captured, VmmError> {
+        match self.client.ask::<GetInstance>().await?.state {
+            InstanceState::Paused => {}
+            state @ (InstanceState::Running | InstanceState::NotStarted) => {
+                return Err(VmmError::NotFrozen { state: format!("{state:?}") });
+            }
+        }
+        let into = jail::Snapshot { devices: capture::absent(into, DEVICES)?, memory: capture::absent(into, MEMORY)? };
+        files::open(&self.capture_dir, socket::owner(&self.client.folder)?)?;
+        let written = self.write_snapshot().await;
+        files::close(&self.capture_dir)?;
+        written?;
+        let capture_dir = self.capture_dir.clone();
+        let path = into.memory.clone();
+        let taken = tokio::task::spawn_blocking(move || files::take(&capture_dir, &into, then)).await;
+        taken.expect("copying does not panic, and nobody aborts it")?;
+        Ok(Captured::Written { path })
     }
 
     async fn thaw(&mut self) -> Result<(), VmmError> {

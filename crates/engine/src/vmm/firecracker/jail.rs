@@ -13,6 +13,10 @@ pub(super) const KERNEL: &str = "/kernel";
 pub(super) const INITRAMFS: &str = "/initramfs";
 /// The guest's disk.
 pub(super) const DISK: &str = "/disk";
+/// The captured state of CPUs and devices, and the memory, of a VM that is restored.
+pub(super) const SNAPSHOT: Snapshot<&str> = Snapshot { devices: "/snapshot/devices", memory: "/snapshot/memory" };
+/// The two files into which it writes a capture: it cannot make others.
+pub(super) const CAPTURE: Snapshot<&str> = Snapshot { devices: "/capture/devices", memory: "/capture/memory" };
 /// The only folder it may write into.
 const RUN: &str = "/run";
 /// Where it listens, in there.
@@ -25,6 +29,24 @@ const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/net/tun", "/dev/urandom"];
 /// The device that serves page faults to a snapshot, on hosts that have it.
 pub(super) const USERFAULTFD: &str = "/dev/userfaultfd";
 
+/// The two files of a captured VM.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Snapshot<P> {
+    /// The state of CPUs and devices.
+    pub devices: P,
+    /// Memory.
+    pub memory: P,
+}
+
+/// What a VM begins with.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Origin<'a> {
+    /// A kernel and its initramfs.
+    Boot { kernel: &'a Path, initramfs: &'a Path },
+    /// What was captured of an earlier one.
+    Restore(Snapshot<&'a Path>),
+}
+
 /// What a jail is made of, on the host.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parts<'a> {
@@ -34,10 +56,10 @@ pub(super) struct Parts<'a> {
     pub program: &'a Path,
     /// Those of [`LIBRARIES`] that are needed.
     pub libraries: &'a [PathBuf],
-    /// The kernel.
-    pub kernel: &'a Path,
-    /// The initramfs.
-    pub initramfs: &'a Path,
+    /// What the VM begins with.
+    pub origin: Origin<'a>,
+    /// Where a capture of it goes.
+    pub capture: Snapshot<&'a Path>,
     /// The disk's block device.
     pub disk: &'a Path,
     /// The control socket's folder.
@@ -50,14 +72,23 @@ pub(super) struct Parts<'a> {
 pub(super) fn plan(parts: Parts<'_>) -> Jail {
     let read_only =
         |path: &str, source: &Path| JailEntry::ReadOnly { path: PathBuf::from(path), source: source.to_owned() };
+    let writable =
+        |path: &str, source: &Path| JailEntry::Writable { path: PathBuf::from(path), source: source.to_owned() };
     let device = |path: &str| JailEntry::Device { path: PathBuf::from(path), source: PathBuf::from(path) };
-    let mut entries = vec![
-        read_only(PROGRAM, parts.program),
-        read_only(KERNEL, parts.kernel),
-        read_only(INITRAMFS, parts.initramfs),
+    let origin = match parts.origin {
+        Origin::Boot { kernel, initramfs } => [read_only(KERNEL, kernel), read_only(INITRAMFS, initramfs)],
+        Origin::Restore(Snapshot { devices, memory }) => {
+            [read_only(SNAPSHOT.devices, devices), read_only(SNAPSHOT.memory, memory)]
+        }
+    };
+    let mut entries = vec![read_only(PROGRAM, parts.program)];
+    entries.extend(origin);
+    entries.extend([
         JailEntry::Device { path: PathBuf::from(DISK), source: parts.disk.to_owned() },
-        JailEntry::Writable { path: PathBuf::from(RUN), source: parts.control.to_owned() },
-    ];
+        writable(RUN, parts.control),
+        writable(CAPTURE.devices, parts.capture.devices),
+        writable(CAPTURE.memory, parts.capture.memory),
+    ]);
     entries.extend(DEVICES.map(device));
     entries.extend(parts.userfaultfd.then(|| device(USERFAULTFD)));
     entries.extend(parts.libraries.iter().map(|path| JailEntry::ReadOnly { path: path.clone(), source: path.clone() }));
@@ -73,8 +104,11 @@ mod tests {
             mount_point: &sandbox[0],
             program: Path::new("/opt/firecracker-1.16.1"),
             libraries,
-            kernel: Path::new("/var/lib/wrenn/kernels/k/vmlinux"),
-            initramfs: Path::new("/var/lib/wrenn/kernels/k/initrd.img"),
+            origin: Origin::Boot {
+                kernel: Path::new("/var/lib/wrenn/kernels/k/vmlinux"),
+                initramfs: Path::new("/var/lib/wrenn/kernels/k/initrd.img"),
+            },
+            capture: Snapshot { devices: Path::new("/var/lib/wrenn/c/d"), memory: Path::new("/var/lib/wrenn/c/m") },
             disk: Path::new("/dev/mapper/wrenn-aaaa-1"),
             control: &sandbox[1],
             userfaultfd,
@@ -106,6 +140,8 @@ mod tests {
             "/initramfs",
             "/disk",
             "/run",
+            "/capture/devices",
+            "/capture/memory",
             "/dev/kvm",
             "/dev/net/tun",
             "/dev/urandom",
@@ -115,14 +151,31 @@ mod tests {
     }
 
     #[test]
-    fn one_folder_is_writable_and_only_a_linked_program_sees_libraries() {
+    fn a_restored_vm_sees_what_was_captured_instead_of_a_kernel() {
+        let sandbox = ["/run/wrenn/a/jail", "/run/wrenn/a/vmm"].map(PathBuf::from);
+        let captured = Snapshot { devices: Path::new("/g/devices"), memory: Path::new("/g/memory") };
+        let jail = plan(Parts { origin: Origin::Restore(captured), ..parts(&sandbox, &[], false) });
+        for (path, source) in [("/snapshot/devices", "/g/devices"), ("/snapshot/memory", "/g/memory")] {
+            let entry = JailEntry::ReadOnly { path: PathBuf::from(path), source: PathBuf::from(source) };
+            assert!(jail.entries.contains(&entry), "{path}");
+        }
+        assert!(!inside(&jail).iter().any(|path| [KERNEL, INITRAMFS].map(Path::new).contains(path)));
+    }
+
+    #[test]
+    fn one_folder_and_two_files_are_writable_and_only_a_linked_program_sees_libraries() {
         let sandbox = ["/run/wrenn/a/jail", "/run/wrenn/a/vmm"].map(PathBuf::from);
         let libraries = ["/lib", "/lib64"].map(PathBuf::from);
         let jail = plan(parts(&sandbox, &libraries, false));
         let writable: Vec<_> =
             jail.entries.iter().filter(|entry| matches!(entry, JailEntry::Writable { .. })).cloned().collect();
-        let run = JailEntry::Writable { path: PathBuf::from("/run"), source: PathBuf::from("/run/wrenn/a/vmm") };
-        assert_eq!(writable, [run]);
+        let expected = [
+            ("/run", "/run/wrenn/a/vmm"),
+            ("/capture/devices", "/var/lib/wrenn/c/d"),
+            ("/capture/memory", "/var/lib/wrenn/c/m"),
+        ];
+        let entry = |(path, source)| JailEntry::Writable { path: PathBuf::from(path), source: PathBuf::from(source) };
+        assert_eq!(writable, expected.map(entry));
         assert!(inside(&jail).ends_with(&[Path::new("/lib"), Path::new("/lib64")]));
         assert!(!inside(&jail).contains(&Path::new(USERFAULTFD)));
         assert_eq!(jail.mount_point, sandbox[0]);

@@ -3,7 +3,10 @@
 //! ```text
 //!   plan   jail (pure) + command line          boot   wait for its socket ─► version ─► machine, boot source, disk,
 //!          + what to tell it, as data                 interface, entropy ─► InstanceStart
+//!                                                      or: load the snapshot
 //! ```
+//!
+//! It writes captures itself, into files that were made for it ([`files`]).
 //!
 //! Firecracker opens everything by name, in a root of its own that the shim builds ([`jail`]): the same names in every
 //! sandbox. It runs as the sandbox's user, under its own system call filter ([`super::seccomp`] reads it back), and all of
@@ -11,6 +14,7 @@
 
 pub mod api;
 mod control;
+mod files;
 mod http;
 mod jail;
 mod socket;
@@ -29,12 +33,16 @@ use rustix::fs::{Mode, fstat};
 
 use self::api::{
     Action, BootSource, CacheType, Change, DeviceId, Drive, Entropy, GetVersion, IoEngine, MachineConfig,
-    NetworkInterface,
+    MemoryBackend, MemoryBackendType, NetworkInterface, NetworkOverride, SnapshotLoad,
 };
 pub use self::control::Client;
 use self::control::Microvm;
+use self::jail::Snapshot;
 pub use self::version::RefusedVersion;
-use super::{Accel, Boot, Description, DiskForm, DriverKind, HostFile, Launch, Machine, Plan, VmSpec, Vmm, VmmError};
+use super::{
+    Accel, Boot, Description, DiskForm, DriverKind, Folders, GuestCpu, HostFile, Launch, Machine, Plan, Start, VmSpec,
+    Vmm, VmmError,
+};
 use crate::probe::Version;
 use crate::units::Mib;
 
@@ -94,9 +102,8 @@ impl Vmm for Firecracker {
     /// The descriptors of `vm` are closed: Firecracker opens by name, and a TAP has one queue only.
     fn plan(&self, vm: VmSpec) -> Result<Plan, VmmError> {
         let disk = block_device(&vm)?;
-        for file in [&vm.kernel, &vm.initramfs] {
-            check_readable(file, vm.uid)?;
-        }
+        let origin = origin(&vm)?;
+        let capture = files::of(&vm.capture_dir);
         let libraries = self.libraries()?;
         let control = socket::folder(&vm.run_dir);
         let mount_point = vm.run_dir.join(MOUNT_POINT);
@@ -104,14 +111,15 @@ impl Vmm for Firecracker {
             mount_point: &mount_point,
             program: &self.program,
             libraries: &libraries,
-            kernel: &vm.kernel.path,
-            initramfs: &vm.initramfs.path,
+            origin,
+            capture: Snapshot { devices: &capture.devices, memory: &capture.memory },
             disk,
             control: &control,
             userfaultfd: Path::new(jail::USERFAULTFD).exists(),
         });
         socket::make_folder(&control, Some(vm.uid))?;
         socket::make_folder(&mount_point, None)?;
+        files::prepare(&vm.capture_dir, vm.uid)?;
         Ok(Plan {
             launch: Launch {
                 program: PathBuf::from(jail::PROGRAM),
@@ -119,13 +127,21 @@ impl Vmm for Firecracker {
                 descriptors: Vec::new(),
                 jail: Some(jail),
             },
-            boot: Box::new(Configure { folder: control, changes: configuration(&vm, &Paths::IN_JAIL) }),
+            boot: Box::new(Configure {
+                folder: control,
+                changes: configuration(&vm, &Paths::IN_JAIL),
+                capture_dir: vm.capture_dir,
+            }),
         })
     }
 
-    async fn attach(&self, run_dir: &Path) -> Result<Box<dyn Machine>, VmmError> {
-        let client = Client::connect(&socket::folder(run_dir)).await?;
-        let mut machine = Microvm::new(client);
+    fn cpu(&self) -> Result<GuestCpu, VmmError> {
+        GuestCpu::of_this_host(self.description.accel, None)
+    }
+
+    async fn attach(&self, folders: Folders<'_>) -> Result<Box<dyn Machine>, VmmError> {
+        let client = Client::connect(&socket::folder(folders.run)).await?;
+        let mut machine = Microvm::new(client, folders.capture.to_owned());
         machine.run_state().await?;
         Ok(Box::new(machine))
     }
@@ -168,6 +184,22 @@ fn block_device(vm: &VmSpec) -> Result<&Path, VmmError> {
     }
 }
 
+/// What the VM begins with, which its user must be able to open.
+fn origin(vm: &VmSpec) -> Result<jail::Origin<'_>, VmmError> {
+    let (files, origin) = match &vm.start {
+        Start::Boot => {
+            let origin = jail::Origin::Boot { kernel: &vm.kernel.path, initramfs: &vm.initramfs.path };
+            ([&vm.kernel, &vm.initramfs], origin)
+        }
+        Start::Restore { devices } => {
+            let captured = Snapshot { devices: devices.path.as_path(), memory: vm.memory_base.path.as_path() };
+            ([devices, &vm.memory_base], jail::Origin::Restore(captured))
+        }
+    };
+    files.into_iter().try_for_each(|file| check_readable(file, vm.uid))?;
+    Ok(origin)
+}
+
 fn check_readable(file: &HostFile, uid: u32) -> Result<(), VmmError> {
     let stat = fstat(&file.file).map_err(|errno| VmmError::File { path: file.path.clone(), source: errno.into() })?;
     let mode = Mode::from_raw_mode(stat.st_mode);
@@ -190,8 +222,29 @@ impl Paths<'static> {
     const IN_JAIL: Self = Self { kernel: jail::KERNEL, initramfs: jail::INITRAMFS, disk: jail::DISK };
 }
 
-/// Everything Firecracker must be told, in order; the last starts the guest.
+/// Everything Firecracker must be told, in order.
+///
+/// Which pages a capture has to hold is known in two ways. The memory of a VM that boots is its own: pages that were never
+/// touched are not there, and the kernel can tell (mincore). That of a restored one is a file's, whose pages are all there:
+/// so KVM logs what is written, which costs a fault for each page once.
 fn configuration(vm: &VmSpec, paths: &Paths<'_>) -> Vec<Change> {
+    match &vm.start {
+        Start::Boot => cold(vm, paths),
+        Start::Restore { .. } => vec![Change::SnapshotLoad(SnapshotLoad {
+            snapshot_path: jail::SNAPSHOT.devices.to_owned(),
+            mem_backend: MemoryBackend {
+                backend_type: MemoryBackendType::File,
+                backend_path: jail::SNAPSHOT.memory.to_owned(),
+            },
+            track_dirty_pages: true,
+            resume_vm: false,
+            network_overrides: vec![NetworkOverride { iface_id: INTERFACE, host_dev_name: vm.tap.name.to_owned() }],
+        })],
+    }
+}
+
+/// The last of it starts the guest.
+fn cold(vm: &VmSpec, paths: &Paths<'_>) -> Vec<Change> {
     vec![
         Change::MachineConfig(MachineConfig {
             vcpu_count: vm.vcpus,
@@ -232,6 +285,7 @@ fn configuration(vm: &VmSpec, paths: &Paths<'_>) -> Vec<Change> {
 struct Configure {
     folder: PathBuf,
     changes: Vec<Change>,
+    capture_dir: PathBuf,
 }
 
 #[async_trait]
@@ -240,9 +294,17 @@ impl Boot for Configure {
         let mut client = Client::await_listening(&self.folder).await?;
         check_version(&mut client).await?;
         for change in &self.changes {
-            client.change(change).await?;
+            client.change(change).await.map_err(|error| blamed(change, error))?;
         }
-        Ok(Box::new(Microvm::new(client)))
+        Ok(Box::new(Microvm::new(client, self.capture_dir)))
+    }
+}
+
+/// A state that is refused is one that cannot be restored.
+fn blamed(change: &Change, error: VmmError) -> VmmError {
+    match (change, error) {
+        (Change::SnapshotLoad(_), VmmError::Refused { detail, .. }) => VmmError::Restore { detail },
+        (_, error) => error,
     }
 }
 

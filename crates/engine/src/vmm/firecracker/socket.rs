@@ -8,7 +8,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,9 +40,17 @@ pub(super) fn make_folder(path: &Path, owner: Option<u32>) -> Result<(), VmmErro
     .map_err(|source| VmmError::Socket { step: "make a folder for", path: path.to_owned(), source })
 }
 
+/// The user whose folder it is: the VMM's.
+pub(super) fn owner(folder: &Path) -> Result<u32, VmmError> {
+    let metadata = std::fs::symlink_metadata(folder);
+    let failed = |source| VmmError::Socket { step: "look at the folder of", path: folder.to_owned(), source };
+    metadata.map(|metadata| metadata.uid()).map_err(failed)
+}
+
 /// The process at the other end of a connection.
 #[derive(Debug)]
 pub(super) struct Peer {
+    pid: i32,
     pidfd: Arc<OwnedFd>,
 }
 
@@ -100,10 +108,11 @@ fn peer_of(stream: &UnixStream, owner: u32) -> io::Result<Listener> {
         Err(Errno::SRCH) => return Ok(Listener::Ended),
         Err(errno) => return Err(errno.into()),
     };
-    match effective_uid(listener.pid.as_raw_pid())? {
+    let pid = listener.pid.as_raw_pid();
+    match effective_uid(pid)? {
         None => Ok(Listener::Ended),
         Some(uid) if uid != owner => Ok(Listener::Other { uid }),
-        Some(_owner) => Ok(Listener::Trusted(Peer { pidfd: Arc::new(pidfd) })),
+        Some(_owner) => Ok(Listener::Trusted(Peer { pid, pidfd: Arc::new(pidfd) })),
     }
 }
 
@@ -120,7 +129,22 @@ fn effective_uid(pid: i32) -> io::Result<Option<u32>> {
     uid.map(Some).ok_or_else(|| io::Error::other("a process without a user"))
 }
 
+/// How much of a process's own memory is in swap, as its `status` says; nothing on a kernel without swap.
+fn swapped_kib(status: &str) -> u64 {
+    let swapped = status.lines().find_map(|line| line.strip_prefix("VmSwap:"));
+    swapped.and_then(|swapped| swapped.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
 impl Peer {
+    /// Whether some of its memory is in swap. Of one that has ended nothing is.
+    pub(super) fn is_swapped(&self) -> io::Result<bool> {
+        match std::fs::read_to_string(format!("/proc/{}/status", self.pid)) {
+            Ok(status) => Ok(swapped_kib(&status) > 0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Kills it; one that has ended is fine.
     pub(super) fn kill(&self) -> io::Result<()> {
         match pidfd_send_signal(&*self.pidfd, Signal::KILL) {
@@ -167,6 +191,13 @@ mod tests {
         assert!(connect(&folder).await.unwrap().is_some());
         drop(listener);
         assert!(connect(&folder).await.unwrap().is_none(), "a socket whose owner is gone");
+    }
+
+    #[test]
+    fn memory_in_swap_is_seen() {
+        for (status, kib) in [("VmRSS:\t 7 kB\nVmSwap:\t     132 kB\n", 132), ("VmSwap:\t0 kB", 0), ("Name:\tx\n", 0)] {
+            assert_eq!(swapped_kib(status), kib, "{status}");
+        }
     }
 
     #[tokio::test]

@@ -1,4 +1,5 @@
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
 use serde_json::json;
@@ -8,8 +9,8 @@ use tokio::time::Instant;
 use super::api::{GetMmds, SnapshotCreate, SnapshotType, VmState};
 use super::*;
 use crate::names::SandboxId;
-use crate::vmm::fake::{Failure, FakeFirecracker, Fault};
-use crate::vmm::{DiskFile, HostFile, Incident, RunState, Tap};
+use crate::vmm::fake::{FAKE_DEVICES, FAKE_MEMORY_BYTES, Failure, FakeFirecracker, Fault};
+use crate::vmm::{Captured, DiskFile, HostFile, Incident, RunState, Tap, Then};
 
 const VERSION: &str = "1.16.1";
 /// What a fault may cost, in bytes that the fake got rid of: buffers of both sides of a socket.
@@ -29,9 +30,11 @@ fn vm(run_dir: &Path, form: DiskForm) -> VmSpec {
         id: SandboxId::from_random([0; 18]),
         uid: rustix::process::geteuid().as_raw(),
         run_dir: run_dir.to_owned(),
+        capture_dir: run_dir.join("capture"),
+        start: Start::Boot,
         vcpus: 2,
         memory: Mib(256),
-        memory_base: null(),
+        memory_base: host_file("/dev/null"),
         kernel: host_file("/dev/null"),
         initramfs: host_file("/dev/null"),
         command_line: "console=ttyS0 quiet".to_owned(),
@@ -59,9 +62,28 @@ impl World {
 
     fn of_version(version: &'static str, failure: Option<Failure>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let plan = driver().plan(vm(dir.path(), DiskForm::BlockDevice)).unwrap();
-        let fake = FakeFirecracker::start(dir.path(), version, failure);
+        let vm = vm(dir.path(), DiskForm::BlockDevice);
+        Self::of(dir, vm, version, failure)
+    }
+
+    fn restored(failure: Option<Failure>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let start = Start::Restore { devices: host_file("/dev/null") };
+        let vm = VmSpec { start, ..vm(dir.path(), DiskForm::BlockDevice) };
+        Self::of(dir, vm, VERSION, failure)
+    }
+
+    fn of(dir: TempDir, vm: VmSpec, version: &'static str, failure: Option<Failure>) -> Self {
+        let plan = driver().plan(vm).unwrap();
+        let capture_dir = Some(dir.path().join("capture"));
+        let fake = FakeFirecracker::start_with(dir.path(), version, failure, capture_dir);
         Self { dir, boot: Some(plan.boot), fake }
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        let folder = self.dir.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        folder
     }
 
     async fn boot(&mut self) -> Result<Box<dyn Machine>, VmmError> {
@@ -139,8 +161,94 @@ async fn a_vm_is_configured_in_order_started_frozen_and_thawed() {
     assert_eq!(machine.run_state().await.unwrap(), RunState::Running);
     drop(machine);
     // A later agent.
-    let mut machine = driver().attach(world.dir.path()).await.unwrap();
+    let capture = world.dir.path().join("capture");
+    let mut machine = driver().attach(Folders { run: world.dir.path(), capture: &capture }).await.unwrap();
     assert_eq!(machine.run_state().await.unwrap(), RunState::Running);
+}
+
+#[tokio::test]
+async fn a_restored_vm_is_told_one_thing_and_stands_still() {
+    let mut world = World::restored(None);
+    let mut machine = world.boot().await.unwrap();
+    assert_eq!(world.fake.asked(), ["GET /version", "PUT /snapshot/load"]);
+    assert_eq!(machine.run_state().await.unwrap(), RunState::Frozen);
+    let error = World::restored(Some(Failure { at: 1, fault: Fault::Refuse })).boot().await.map(drop).unwrap_err();
+    assert!(matches!(&error, VmmError::Restore { detail } if detail.contains("told to")), "{error}");
+}
+
+#[test]
+fn what_was_captured_must_be_readable_and_is_all_of_the_host_that_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let captured = dir.path().join("captured");
+    std::fs::write(&captured, "").unwrap();
+    for (readable, name) in [(false, "closed"), (true, "open")] {
+        rustix::fs::chmod(&captured, if readable { Mode::from_raw_mode(0o444) } else { Mode::RUSR }).unwrap();
+        let vm = VmSpec {
+            uid: 12345,
+            start: Start::Restore { devices: HostFile::open(&captured).unwrap() },
+            memory_base: HostFile::open(&captured).unwrap(),
+            ..vm(dir.path(), DiskForm::BlockDevice)
+        };
+        match driver().plan(vm) {
+            Ok(plan) => assert!(readable && format!("{:?}", plan.boot).contains("/snapshot/memory"), "{name}"),
+            Err(VmmError::Unreadable { path }) => assert!(!readable && path == captured, "{name}"),
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+}
+
+fn page(file: &Path, number: u64) -> u8 {
+    let mut byte = [0];
+    std::fs::File::open(file).unwrap().read_exact_at(&mut byte, number * 64 * 1024).unwrap();
+    byte[0]
+}
+
+/// Each capture of the fake writes one page more, into the same file.
+#[tokio::test]
+async fn captures_add_up_and_are_out_of_the_vmms_reach_when_it_goes_on() {
+    let mut world = World::new(None);
+    let [first, second, third] = ["first", "second", "third"].map(|name| world.folder(name));
+    let mut machine = world.boot().await.unwrap();
+    let error = machine.capture(&first, Then::GoesOn).await.unwrap_err();
+    assert!(matches!(&error, VmmError::NotFrozen { state } if state == "Running"), "{error}");
+    machine.freeze().await.unwrap();
+    for (into, then) in [(&first, Then::GoesOn), (&second, Then::GoesOn), (&third, Then::Ends)] {
+        let captured = machine.capture(into, then).await.unwrap();
+        assert_eq!(captured, Captured::Written { path: into.join("memory") });
+        assert_eq!(std::fs::read(into.join("devices")).unwrap(), FAKE_DEVICES);
+        assert_eq!(into.join("memory").metadata().unwrap().len(), FAKE_MEMORY_BYTES);
+        assert_eq!(into.join("memory").metadata().unwrap().mode() & 0o7777, 0o444);
+    }
+    let pages = |into: &Path| [1, 2, 3].map(|number| page(&into.join("memory"), number));
+    assert_eq!([&first, &second, &third].map(|into| pages(into)), [[1, 0, 0], [1, 2, 0], [1, 2, 3]]);
+    let inode = |path: &Path| path.metadata().unwrap().ino();
+    let written = inode(&world.dir.path().join("capture/memory"));
+    assert_eq!([&first, &second, &third].map(|into| inode(&into.join("memory")) == written), [false, false, true]);
+    let error = machine.capture(&first, Then::Ends).await.unwrap_err();
+    assert!(matches!(&error, VmmError::Capture { path, .. } if path.starts_with(&first)), "{error}");
+    machine.thaw().await.unwrap();
+
+    // The next VM of the sandbox writes into other files: what was linked stays.
+    files::prepare(&world.dir.path().join("capture"), 0).unwrap();
+    assert_eq!(pages(&third), [1, 2, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_capture_that_fails_leaves_nothing_and_can_be_repeated() {
+    for fault in Fault::ALL {
+        // Version, five parts, start, pause, state.
+        let mut world = World::new(Some(Failure { at: 9, fault }));
+        let into = world.folder("into");
+        let mut machine = world.boot().await.unwrap();
+        machine.freeze().await.unwrap();
+        let error = machine.capture(&into, Then::Ends).await.unwrap_err();
+        assert!(is_expected(fault, &error), "{fault:?}: {error:?}");
+        assert_eq!(world.fake.asked().last().unwrap(), "PUT /snapshot/create");
+        assert_eq!(std::fs::read_dir(&into).unwrap().count(), 0, "{fault:?}");
+        if !matches!(fault, Fault::CutOff | Fault::Exit) {
+            machine.capture(&into, Then::Ends).await.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
+        }
+    }
 }
 
 /// The heart of it: whatever goes wrong at whatever step is a typed error, soon and without much memory.
@@ -211,8 +319,8 @@ async fn the_wrong_order_is_refused_with_its_words() {
     let pause = Change::Vm(VmState::Paused);
     let snapshot = Change::SnapshotCreate(SnapshotCreate {
         snapshot_type: SnapshotType::Full,
-        snapshot_path: "/run/state".to_owned(),
-        mem_file_path: "/run/memory".to_owned(),
+        snapshot_path: "/capture/devices".to_owned(),
+        mem_file_path: "/capture/memory".to_owned(),
     });
     let start = Change::Action(Action::InstanceStart);
     for (change, word) in [(&pause, "before"), (&snapshot, "before"), (&start, "boot source")] {

@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::units::Mib;
-use crate::vmm::{Accel, DiskFile, DiskForm, VmSpec};
+use crate::vmm::{Accel, DiskFile, DiskForm, Start, VmSpec};
 
 /// The numbers under which QEMU finds what it inherits. Disk files follow from `FIRST_DISK` on.
 const CONTROL: i32 = 10;
@@ -15,6 +15,8 @@ const KERNEL: i32 = 12;
 const INITRAMFS: i32 = 13;
 const TAP: i32 = 14;
 const KVM: i32 = 15;
+/// The captured state, of a VM that is restored.
+const DEVICES: i32 = 16;
 const FIRST_DISK: i32 = 20;
 
 /// A microvm of exactly 2048 MiB never gets to a packed kernel (QEMU 10.0 with SeaBIOS): two more boot.
@@ -59,18 +61,24 @@ pub(super) fn plan(vm: VmSpec, control: OwnedFd, executor: Executor) -> (Vec<Str
     disk(&mut line, &vm.disk);
     network(&mut line, &vm.guest_mac);
     line.option("-device", "virtio-rng-device");
+    if matches!(vm.start, Start::Restore { .. }) {
+        incoming(&mut line);
+    }
     // Everything that QEMU's filter can deny: obsolete calls, gaining privileges, starting programs, scheduling.
     line.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
 
     let mut descriptors = vec![
         (control, CONTROL),
-        (vm.memory_base, MEMORY),
+        (vm.memory_base.file, MEMORY),
         (vm.kernel.file, KERNEL),
         (vm.initramfs.file, INITRAMFS),
         (vm.tap.queue, TAP),
     ];
     if let Executor::Kvm(device) = executor {
         descriptors.push((device, KVM));
+    }
+    if let Start::Restore { devices } = vm.start {
+        descriptors.push((devices.file, DEVICES));
     }
     descriptors.extend(vm.disk.into_iter().zip(FIRST_DISK..).map(|(disk, number)| (disk.file.file, number)));
     (line.0, descriptors)
@@ -93,7 +101,8 @@ fn machine(line: &mut Line, vm: &VmSpec, executor: &Executor) {
     let memory = usable_memory(vm.memory);
     // ACPI stays on: Debian's kernel finds its virtio-mmio devices in no other way. Under KVM the machine has no clock
     // unless told so, and that kernel looks for one for 5.5 s.
-    line.option("-M", "microvm,rtc=on,memory-backend=m0");
+    // What a capture holds has no description of itself, and none is expected.
+    line.option("-M", "microvm,rtc=on,memory-backend=m0,suppress-vmdesc=on");
     // `readonly=on,rom=off`: the file is opened for reading only, while the private mapping is writable (QEMU 8.2).
     let backend = format!(
         "memory-backend-file,id=m0,size={}M,mem-path=/proc/self/fd/{MEMORY},share=off,readonly=on,rom=off",
@@ -178,6 +187,21 @@ fn network(line: &mut Line, guest_mac: &str) {
     line.option("-device", format!("virtio-net-device,netdev=net,mac={guest_mac}"));
 }
 
+/// The captured state, as QEMU is told to find it.
+pub(super) fn incoming_file() -> String {
+    format!("/dev/fdset/{DEVICES}")
+}
+
+/// The state is taken up when it is named over the control socket: then there is somebody to tell of a failure.
+fn incoming(line: &mut Line) {
+    line.option("-add-fd", format!("fd={DEVICES},set={DEVICES}"));
+    line.option("-incoming", "defer");
+    // The state is that of the devices alone (`xen-save-devices-state`), without the preamble of a migration.
+    line.option("-global", "migration.send-configuration=off");
+    // The caller lets the CPUs go on.
+    line.flag("-S");
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::{Path, PathBuf};
@@ -200,9 +224,11 @@ mod tests {
             id: SandboxId::from_random([0; 18]),
             uid: 12345,
             run_dir: PathBuf::from("/run/wrenn/x"),
+            capture_dir: PathBuf::from("/var/lib/wrenn/x/capture"),
+            start: Start::Boot,
             vcpus: 2,
             memory,
-            memory_base: null(),
+            memory_base: host_file(),
             kernel: host_file(),
             initramfs: host_file(),
             command_line: "console=ttyS0 quiet".to_owned(),
@@ -246,6 +272,17 @@ mod tests {
         let (args, _) = plan(vm(Mib(256)), null(), Executor::Tcg);
         let object = value(&args, "-object");
         assert!(object.contains("size=256M") && object.contains("share=off,readonly=on,rom=off"), "{object}");
+    }
+
+    #[test]
+    fn a_restored_vm_has_the_line_of_the_booted_one_and_waits() {
+        let (booted, _) = plan(vm(Mib(256)), null(), Executor::Tcg);
+        let restored = VmSpec { start: Start::Restore { devices: host_file() }, ..vm(Mib(256)) };
+        let (restored, descriptors) = plan(restored, null(), Executor::Tcg);
+        let added: Vec<_> = restored.iter().filter(|arg| !booted.contains(arg)).map(String::as_str).collect();
+        assert_eq!(added, ["fd=16,set=16", "-incoming", "defer", "-global", "migration.send-configuration=off", "-S"]);
+        assert_eq!(restored.len(), booted.len() + added.len() + 1, "`-add-fd` is there already");
+        assert!(descriptors.iter().any(|(_, number)| *number == DEVICES));
     }
 
     #[test]

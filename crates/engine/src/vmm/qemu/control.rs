@@ -3,33 +3,51 @@
 //! Greeting, `qmp_capabilities`, then command and answer; events come in between at any time and are kept for
 //! [`Machine::incident`]. Commands are numbered: the late answer to one that was given up is no answer to the next. QEMU
 //! may be taken over by its guest: a line is bounded, and so is what is kept of it.
+//!
+//! ```text
+//!   capture   query-status: stands still? ─► add-fd, with a file in memory ─► xen-save-devices-state ─► remove-fd ─► copy
+//!   restore   migrate-incoming from an inherited file ─► query-migrate until completed ─► query-status: stands still?
+//! ```
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use crate::vmm::{Incident, Machine, RunState, VmmError, excerpt};
+use crate::vmm::{Captured, DEVICES, Incident, Machine, RunState, Then, VmmError, capture, excerpt};
 
 /// How long QEMU has for the greeting: it answers only once its machine is built.
 const GREETING_LIMIT: Duration = Duration::from_secs(10);
 /// How long QEMU has for one command; `stop` waits for the guest's writes.
 const COMMAND_LIMIT: Duration = Duration::from_secs(10);
+/// How long QEMU has to take up a captured state: a few milliseconds on an idle host.
+const RESTORE_LIMIT: Duration = Duration::from_secs(30);
+/// The first and the longest pause between two looks at how far it is.
+const RESTORE_PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(16));
+/// The oldest QEMU, major and minor, that stays to tell why it cannot take up a state; an older one ends.
+const TELLS_WHY: (u32, u32) = (9, 1);
 /// Longest line taken, in bytes; the longest of the answers used here is under 1 KiB.
 const LINE_MAX: usize = 64 * 1024;
 /// Incidents kept until somebody asks; later ones are dropped, the first say what happened.
 const INCIDENTS_MAX: usize = 16;
 
 /// A command of ours to QEMU.
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(tag = "execute")]
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "execute", content = "arguments")]
 enum Command {
     #[serde(rename = "qmp_capabilities")]
     Capabilities,
@@ -41,16 +59,41 @@ enum Command {
     Continue,
     #[serde(rename = "quit")]
     Quit,
+    /// Takes the descriptor that is sent with it.
+    #[serde(rename = "add-fd")]
+    AddFd,
+    #[serde(rename = "remove-fd")]
+    RemoveFd {
+        #[serde(rename = "fdset-id")]
+        set: u64,
+    },
+    /// Needs no Xen: everything but guest memory goes into the file.
+    #[serde(rename = "xen-save-devices-state")]
+    SaveDevices { filename: String, live: bool },
+    #[serde(rename = "migrate-incoming")]
+    Restore {
+        uri: String,
+        /// Known from [`TELLS_WHY`] on.
+        #[serde(rename = "exit-on-error", skip_serializing_if = "Option::is_none")]
+        exit_on_error: Option<bool>,
+    },
+    #[serde(rename = "query-migrate")]
+    QueryRestore,
 }
 
 impl Command {
-    fn name(self) -> &'static str {
+    fn name(&self) -> &'static str {
         match self {
             Self::Capabilities => "qmp_capabilities",
             Self::QueryStatus => "query-status",
             Self::Stop => "stop",
             Self::Continue => "cont",
             Self::Quit => "quit",
+            Self::AddFd => "add-fd",
+            Self::RemoveFd { .. } => "remove-fd",
+            Self::SaveDevices { .. } => "xen-save-devices-state",
+            Self::Restore { .. } => "migrate-incoming",
+            Self::QueryRestore => "query-migrate",
         }
     }
 }
@@ -68,7 +111,7 @@ struct Numbered {
 enum Message {
     Greeting {
         #[serde(rename = "QMP")]
-        _qmp: Value,
+        qmp: Greeting,
     },
     Event {
         event: String,
@@ -87,6 +130,23 @@ enum Message {
 }
 
 #[derive(Debug, Deserialize)]
+struct Greeting {
+    version: GreetingVersion,
+}
+
+#[derive(Debug, Deserialize)]
+struct GreetingVersion {
+    qemu: QemuVersion,
+}
+
+#[derive(Debug, Deserialize)]
+struct QemuVersion {
+    major: u32,
+    #[serde(default)]
+    minor: u32,
+}
+
+#[derive(Debug, Deserialize)]
 struct Refusal {
     class: String,
     desc: String,
@@ -95,6 +155,59 @@ struct Refusal {
 #[derive(Debug, Deserialize)]
 struct Status {
     running: bool,
+    status: Condition,
+}
+
+/// What the machine as a whole is doing, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Condition {
+    Running,
+    /// Stopped by us.
+    Paused,
+    /// Stopped by an error of its disk; what it wanted of it is part of its state.
+    IoError,
+    /// Waits for its captured state.
+    Inmigrate,
+    /// Broken, switched off, or something else that only looks like standing still.
+    #[serde(untagged)]
+    Other(String),
+}
+
+impl Condition {
+    fn word(&self) -> String {
+        match self {
+            Self::Running => "running".to_owned(),
+            Self::Paused => "paused".to_owned(),
+            Self::IoError => "io-error".to_owned(),
+            Self::Inmigrate => "inmigrate".to_owned(),
+            Self::Other(word) => excerpt(word.as_bytes()),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct AddedFd {
+    #[serde(rename = "fdset-id")]
+    set: u64,
+}
+
+/// How far a restore is; it has no status before it began.
+#[derive(Debug, Deserialize)]
+struct Restoring {
+    status: Option<Progress>,
+    #[serde(rename = "error-desc", default)]
+    error: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Progress {
+    Completed,
+    Failed,
+    /// `setup`, `active`, and what else there is on the way.
+    #[serde(other)]
+    UnderWay,
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,6 +226,8 @@ pub(super) struct Qmp {
     line: Vec<u8>,
     incidents: VecDeque<Incident>,
     commands: u64,
+    /// Major and minor.
+    version: (u32, u32),
 }
 
 impl Qmp {
@@ -124,37 +239,116 @@ impl Qmp {
             source,
         })?;
         let (reader, writer) = stream.into_split();
-        let mut qmp =
-            Self { reader: BufReader::new(reader), writer, line: Vec::new(), incidents: VecDeque::new(), commands: 0 };
-        qmp.greeting().await?;
+        let mut qmp = Self {
+            reader: BufReader::new(reader),
+            writer,
+            line: Vec::new(),
+            incidents: VecDeque::new(),
+            commands: 0,
+            version: (0, 0),
+        };
+        let QemuVersion { major, minor } = qmp.greeting().await?.version.qemu;
+        qmp.version = (major, minor);
         qmp.execute(Command::Capabilities).await?;
         Ok(qmp)
     }
 
-    async fn greeting(&mut self) -> Result<(), VmmError> {
+    async fn greeting(&mut self) -> Result<Greeting, VmmError> {
         let command = "greet";
         match timeout(GREETING_LIMIT, self.message(command)).await {
             Err(_elapsed) => Err(VmmError::Deadline { command, limit: GREETING_LIMIT }),
-            Ok(Ok(Message::Greeting { .. })) => Ok(()),
+            Ok(Ok(Message::Greeting { qmp })) => Ok(qmp),
             Ok(Ok(other)) => Err(VmmError::Protocol { command, detail: excerpt(format!("{other:?}").as_bytes()) }),
             Ok(Err(error)) => Err(error),
         }
     }
 
-    async fn execute(&mut self, command: Command) -> Result<Value, VmmError> {
-        let name = command.name();
-        timeout(COMMAND_LIMIT, self.exchange(command))
-            .await
-            .unwrap_or(Err(VmmError::Deadline { command: name, limit: COMMAND_LIMIT }))
+    /// Has QEMU take up the captured state in `file`; its CPUs stand still afterwards.
+    pub(super) async fn restore(&mut self, file: &str) -> Result<(), VmmError> {
+        let exit_on_error = (self.version >= TELLS_WHY).then_some(false);
+        let command = Command::Restore { uri: format!("file:{file}"), exit_on_error };
+        let late = VmmError::Deadline { command: command.name(), limit: RESTORE_LIMIT };
+        self.execute(command).await?;
+        timeout(RESTORE_LIMIT, self.restored()).await.unwrap_or(Err(late))?;
+        match self.status().await?.status {
+            Condition::Paused | Condition::IoError => Ok(()),
+            other @ (Condition::Running | Condition::Inmigrate | Condition::Other(_)) => {
+                Err(VmmError::Restore { detail: format!("it is `{}` afterwards", other.word()) })
+            }
+        }
     }
 
-    async fn exchange(&mut self, command: Command) -> Result<Value, VmmError> {
+    async fn restored(&mut self) -> Result<(), VmmError> {
+        let (mut pause, longest) = RESTORE_PAUSES;
+        loop {
+            let restoring: Restoring = self.ask(Command::QueryRestore).await?;
+            match restoring.status {
+                Some(Progress::Completed) => return Ok(()),
+                Some(Progress::Failed) => {
+                    return Err(VmmError::Restore { detail: excerpt(restoring.error.as_bytes()) });
+                }
+                Some(Progress::UnderWay) | None => sleep(pause).await,
+            }
+            pause = longest.min(pause * 2);
+        }
+    }
+
+    async fn status(&mut self) -> Result<Status, VmmError> {
+        self.ask(Command::QueryStatus).await
+    }
+
+    /// The state of CPUs and devices, in a file that exists in memory only.
+    async fn devices(&mut self) -> Result<File, VmmError> {
+        let failed = |source| VmmError::Capture { step: "make a file in memory for", path: DEVICES.into(), source };
+        let (file, writer) = memory_file().map_err(failed)?;
+        let AddedFd { set } = self.ask_with(Command::AddFd, Some(writer.as_fd())).await?;
+        let filename = format!("/dev/fdset/{set}");
+        let saved = self.execute(Command::SaveDevices { filename, live: false }).await;
+        // Also after a refusal; one that does not answer at all does not answer this either.
+        let removed = self.execute(Command::RemoveFd { set }).await;
+        saved.and(removed).map(|_nothing| file)
+    }
+
+    async fn execute(&mut self, command: Command) -> Result<Value, VmmError> {
+        self.ask(command).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&mut self, command: Command) -> Result<T, VmmError> {
+        self.ask_with(command, None).await
+    }
+
+    async fn ask_with<T: DeserializeOwned>(
+        &mut self,
+        command: Command,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<T, VmmError> {
+        let name = command.name();
+        let answer = timeout(COMMAND_LIMIT, self.exchange(command, descriptor))
+            .await
+            .unwrap_or(Err(VmmError::Deadline { command: name, limit: COMMAND_LIMIT }))?;
+        serde_json::from_value(answer)
+            .map_err(|error| VmmError::Protocol { command: name, detail: excerpt(error.to_string().as_bytes()) })
+    }
+
+    /// Sends `line`, and with its first byte the descriptor.
+    async fn send(&mut self, line: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let sent = match descriptor {
+            None => 0,
+            Some(descriptor) => {
+                let stream: &UnixStream = self.writer.as_ref();
+                stream.async_io(Interest::WRITABLE, || send_with(stream, line, descriptor)).await?
+            }
+        };
+        self.writer.write_all(&line[sent..]).await
+    }
+
+    async fn exchange(&mut self, command: Command, descriptor: Option<BorrowedFd<'_>>) -> Result<Value, VmmError> {
         let name = command.name();
         self.commands += 1;
         let number = self.commands;
         let mut line = serde_json::to_vec(&Numbered { command, id: number }).expect("a command is JSON");
         line.push(b'\n');
-        self.writer.write_all(&line).await.map_err(|_broken_pipe| VmmError::Gone { command: name })?;
+        self.send(&line, descriptor).await.map_err(|_broken_pipe| VmmError::Gone { command: name })?;
         loop {
             match self.message(name).await? {
                 Message::Done { value, id } if id == Some(number) => return Ok(value),
@@ -198,6 +392,22 @@ impl Qmp {
     }
 }
 
+fn send_with(stream: &UnixStream, line: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<usize> {
+    let descriptors = [descriptor];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)), "there is room for one");
+    Ok(sendmsg(stream, &[IoSlice::new(line)], &mut ancillary, SendFlags::NOSIGNAL)?)
+}
+
+/// A file in memory, and a descriptor of it that can only be written to: QEMU takes no other for writing.
+fn memory_file() -> io::Result<(File, File)> {
+    let file = File::from(memfd_create("wrenn-devices", MemfdFlags::CLOEXEC)?);
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let writer = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok((file, writer.into()))
+}
+
 /// What an event means to us; most mean nothing.
 fn incident_of(event: &str, data: Value) -> Option<Incident> {
     if event != "BLOCK_IO_ERROR" {
@@ -210,14 +420,25 @@ fn incident_of(event: &str, data: Value) -> Option<Incident> {
 #[async_trait]
 impl Machine for Qmp {
     async fn run_state(&mut self) -> Result<RunState, VmmError> {
-        let command = Command::QueryStatus;
-        let status: Status = serde_json::from_value(self.execute(command).await?)
-            .map_err(|error| VmmError::Protocol { command: command.name(), detail: error.to_string() })?;
-        Ok(if status.running { RunState::Running } else { RunState::Frozen })
+        Ok(if self.status().await?.running { RunState::Running } else { RunState::Frozen })
     }
 
     async fn freeze(&mut self) -> Result<(), VmmError> {
         self.execute(Command::Stop).await.map(drop)
+    }
+
+    /// Both ways are one here: QEMU keeps nothing of the file.
+    async fn capture(&mut self, into: &Path, _then: Then) -> Result<Captured, VmmError> {
+        match self.status().await?.status {
+            Condition::Paused | Condition::IoError => {}
+            other @ (Condition::Running | Condition::Inmigrate | Condition::Other(_)) => {
+                return Err(VmmError::NotFrozen { state: other.word() });
+            }
+        }
+        let target = capture::absent(into, DEVICES)?;
+        let devices = self.devices().await?;
+        capture::copy_devices(&devices, &target)?;
+        Ok(Captured::InProcess)
     }
 
     async fn thaw(&mut self) -> Result<(), VmmError> {

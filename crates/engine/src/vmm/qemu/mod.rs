@@ -4,6 +4,9 @@
 //! base, TAP and the listening control socket are inherited descriptors ([`command_line`] is the pure plan of it).
 //! Guest memory is always a *private* mapping over an immutable base file, so that a capture is "the pages that are no
 //! longer the file's" and a fork can stand on what a capture wrote.
+//!
+//! A capture writes the state of the devices into a descriptor that is sent over the control socket; a QEMU that is to go
+//! on from there has the same command line, waits for its state, and finds it in an inherited descriptor.
 
 mod command_line;
 mod control;
@@ -16,7 +19,9 @@ use async_trait::async_trait;
 use rustix::fs::{Mode, chmod};
 
 use self::command_line::Executor;
-use super::{Accel, Boot, Description, DriverKind, Launch, Machine, Plan, VmSpec, Vmm, VmmError};
+use super::{
+    Accel, Boot, Description, DriverKind, Folders, GuestCpu, Launch, Machine, Plan, Start, VmSpec, Vmm, VmmError,
+};
 use crate::units::Mib;
 
 /// Where QEMU listens, in the sandbox's run folder.
@@ -59,28 +64,38 @@ impl Vmm for Qemu {
     fn plan(&self, vm: VmSpec) -> Result<Plan, VmmError> {
         let socket = vm.run_dir.join(SOCKET);
         let control = listen(&socket)?;
+        let restores = matches!(vm.start, Start::Restore { .. });
         let (args, descriptors) = command_line::plan(vm, control.into(), self.executor()?);
         Ok(Plan {
             launch: Launch { program: self.program.clone(), args, descriptors, jail: None },
-            boot: Box::new(Connect { socket }),
+            boot: Box::new(Connect { socket, restores }),
         })
     }
 
-    async fn attach(&self, run_dir: &Path) -> Result<Box<dyn Machine>, VmmError> {
-        Ok(Box::new(control::Qmp::connect(&run_dir.join(SOCKET)).await?))
+    fn cpu(&self) -> Result<GuestCpu, VmmError> {
+        GuestCpu::of_this_host(self.description.accel, self.tsc_khz)
+    }
+
+    async fn attach(&self, folders: Folders<'_>) -> Result<Box<dyn Machine>, VmmError> {
+        Ok(Box::new(control::Qmp::connect(&folders.run.join(SOCKET)).await?))
     }
 }
 
-/// The boot of a QEMU: its arguments say it all, and the guest runs at once.
+/// The boot of a QEMU: its arguments say it all, and the guest runs at once, or waits for its state.
 #[derive(Debug)]
 struct Connect {
     socket: PathBuf,
+    restores: bool,
 }
 
 #[async_trait]
 impl Boot for Connect {
     async fn boot(self: Box<Self>) -> Result<Box<dyn Machine>, VmmError> {
-        Ok(Box::new(control::Qmp::connect(&self.socket).await?))
+        let mut qmp = control::Qmp::connect(&self.socket).await?;
+        if self.restores {
+            qmp.restore(&command_line::incoming_file()).await?;
+        }
+        Ok(Box::new(qmp))
     }
 }
 

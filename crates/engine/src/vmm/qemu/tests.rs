@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::names::SandboxId;
-use crate::vmm::fake::{Failure, FakeQemu, Fault};
-use crate::vmm::{DiskFile, DiskForm, HostFile, Incident, RunState, Tap};
+use crate::vmm::fake::{FAKE_DEVICES, Failure, FakeQemu, FakeStart, Fault};
+use crate::vmm::{Captured, DiskFile, DiskForm, HostFile, Incident, RunState, Tap, Then};
 
 /// What a fault may cost, in bytes that the fake got rid of: buffers of both sides of a socket.
 const FLOOD_MAX: u64 = 4 << 20;
@@ -24,9 +24,11 @@ fn vm(run_dir: &Path) -> VmSpec {
         id: SandboxId::from_random([0; 18]),
         uid: 12345,
         run_dir: run_dir.to_owned(),
+        capture_dir: run_dir.join("capture"),
+        start: Start::Boot,
         vcpus: 1,
         memory: Mib(256),
-        memory_base: host_file().file,
+        memory_base: host_file(),
         kernel: host_file(),
         initramfs: host_file(),
         command_line: "quiet".to_owned(),
@@ -48,10 +50,28 @@ struct World {
 
 impl World {
     fn new(failure: Option<Failure>) -> Self {
+        Self::of(FakeStart::Boot, failure)
+    }
+
+    fn of(start: FakeStart, failure: Option<Failure>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let Plan { launch, boot } = driver().plan(vm(dir.path())).unwrap();
+        let vm = match start {
+            FakeStart::Boot => vm(dir.path()),
+            FakeStart::Restore { .. } => VmSpec { start: Start::Restore { devices: host_file() }, ..vm(dir.path()) },
+        };
+        let Plan { launch, boot } = driver().plan(vm).unwrap();
         let control: OwnedFd = launch.descriptors.into_iter().find(|(_, number)| *number == CONTROL).unwrap().0;
-        Self { dir, boot: Some(boot), fake: FakeQemu::start(control, failure) }
+        Self { dir, boot: Some(boot), fake: FakeQemu::start(control, start, failure) }
+    }
+
+    fn folders(&self) -> Folders<'_> {
+        Folders { run: self.dir.path(), capture: self.dir.path() }
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        let folder = self.dir.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        folder
     }
 
     async fn boot(&mut self) -> Result<Box<dyn Machine>, VmmError> {
@@ -68,7 +88,7 @@ async fn a_vm_is_frozen_thawed_and_attached_to_again() {
     assert_eq!(machine.run_state().await.unwrap(), RunState::Frozen);
     machine.thaw().await.unwrap();
     drop(machine);
-    let mut machine = driver().attach(world.dir.path()).await.unwrap();
+    let mut machine = driver().attach(world.folders()).await.unwrap();
     assert_eq!(machine.run_state().await.unwrap(), RunState::Running);
     machine.stop().await.unwrap();
     assert_eq!(machine.incident().await, Incident::Ended);
@@ -87,30 +107,89 @@ async fn events_between_command_and_answer_are_kept() {
     assert_eq!(machine.incident().await, Incident::Ended);
 }
 
+#[tokio::test]
+async fn a_frozen_vm_is_captured_and_a_running_one_is_not() {
+    let mut world = World::new(None);
+    let (first, second) = (world.folder("first"), world.folder("second"));
+    let mut machine = world.boot().await.unwrap();
+    let error = machine.capture(&first, Then::GoesOn).await.unwrap_err();
+    assert!(matches!(&error, VmmError::NotFrozen { state } if state == "running"), "{error}");
+    machine.freeze().await.unwrap();
+    for (into, then) in [(&first, Then::GoesOn), (&second, Then::Ends)] {
+        assert_eq!(machine.capture(into, then).await.unwrap(), Captured::InProcess);
+        assert_eq!(std::fs::read(into.join("devices")).unwrap(), FAKE_DEVICES);
+        assert_eq!(std::fs::read_dir(into).unwrap().count(), 1);
+    }
+    let again = machine.capture(&first, Then::Ends).await.unwrap_err();
+    assert!(matches!(&again, VmmError::Capture { path, .. } if *path == first.join("devices")), "{again}");
+    assert_eq!(machine.run_state().await.unwrap(), RunState::Frozen);
+    machine.thaw().await.unwrap();
+    let captures = world.fake.asked().iter().filter(|asked| *asked == "xen-save-devices-state").count();
+    assert_eq!(captures, 2, "what is refused beforehand is not asked");
+}
+
+#[tokio::test]
+async fn a_restored_vm_stands_still_until_it_is_thawed() {
+    let mut world = World::of(FakeStart::Restore { good: true }, None);
+    let mut machine = world.boot().await.unwrap();
+    assert_eq!(machine.run_state().await.unwrap(), RunState::Frozen);
+    machine.thaw().await.unwrap();
+    assert_eq!(machine.run_state().await.unwrap(), RunState::Running);
+    let asked = world.fake.asked();
+    assert_eq!(asked[2..6], ["migrate-incoming", "query-migrate", "query-migrate", "query-status"]);
+}
+
+#[tokio::test]
+async fn a_state_that_cannot_be_taken_up_is_an_error_in_qemus_words() {
+    let mut world = World::of(FakeStart::Restore { good: false }, None);
+    let error = world.boot().await.map(drop).unwrap_err();
+    assert!(matches!(&error, VmmError::Restore { detail } if detail.contains("the fake's state")), "{error}");
+}
+
+/// A QEMU that waits for its state has no guest that could be captured or go on.
+#[tokio::test]
+async fn a_vm_that_was_not_restored_yet_cannot_be_captured() {
+    let world = World::of(FakeStart::Restore { good: true }, None);
+    let mut machine = driver().attach(world.folders()).await.unwrap();
+    let error = machine.capture(&world.folder("x"), Then::Ends).await.unwrap_err();
+    assert!(matches!(&error, VmmError::NotFrozen { state } if state == "inmigrate"), "{error}");
+    assert!(matches!(machine.thaw().await.unwrap_err(), VmmError::Refused { command: "cont", .. }));
+}
+
 /// As in the Firecracker driver: whatever goes wrong at whatever step is a typed error, soon and without much memory.
 #[tokio::test(start_paused = true)]
 async fn every_fault_at_every_step_of_a_life_is_typed_and_bounded() {
     for fault in Fault::ALL {
-        for at in 0..5 {
-            let mut world = World::new(Some(Failure { at, fault }));
+        for at in 0..=QUIT {
+            let mut world = World::of(FakeStart::Restore { good: true }, Some(Failure { at, fault }));
             let started = Instant::now();
             let lived = live(&mut world).await;
             match (lived, fault, at) {
                 // A greeting cannot be refused; and a QEMU that ends when it is asked to end has done so.
-                (Ok(()), Fault::Exit | Fault::CutOff, 4) => {}
+                (Ok(()), Fault::Exit | Fault::CutOff, QUIT) => {}
                 (Ok(()), _, _) => panic!("{fault:?} at {at} is no success"),
                 (Err(error), _, _) => assert!(is_expected(fault, &error), "{fault:?} at {at}: {error:?}"),
             }
-            assert!(started.elapsed() <= Duration::from_secs(11), "{fault:?} at {at}: {:?}", started.elapsed());
+            let captured = world.dir.path().join("captured/devices").exists();
+            assert_eq!(captured, at > REMOVE_FD, "{fault:?} at {at}: all of a capture or none of it");
+            assert!(started.elapsed() <= Duration::from_secs(21), "{fault:?} at {at}: {:?}", started.elapsed());
             assert!(world.fake.sent_bytes() < FLOOD_MAX, "{fault:?} at {at}: {} bytes", world.fake.sent_bytes());
         }
     }
 }
 
-/// Greeting, capabilities, stop, query-status, quit.
+/// The last step of a capture in [`live`], and of all.
+const REMOVE_FD: usize = 11;
+const QUIT: usize = 13;
+
+/// Greeting, capabilities; migrate-incoming, query-migrate twice, query-status; cont; stop; query-status, add-fd,
+/// xen-save-devices-state, remove-fd; query-status; quit.
 async fn live(world: &mut World) -> Result<(), VmmError> {
+    let into = world.folder("captured");
     let mut machine = world.boot().await?;
+    machine.thaw().await?;
     machine.freeze().await?;
+    machine.capture(&into, Then::GoesOn).await?;
     machine.run_state().await?;
     machine.stop().await
 }

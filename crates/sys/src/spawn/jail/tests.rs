@@ -67,12 +67,13 @@ fn the_plan_is_these_calls_in_this_order() {
         read_only("/vmm", "/host/vmm"),
         read_only("/snap", "/host/snapd"),
         writable("/run", "/host/rund"),
+        writable("/capture", "/host/file"),
     ];
     let lines: Vec<String> = planned(entries).unwrap().iter().map(line).collect();
     let wanted = "\
 namespaces: unshare 0xc020000
 namespaces: mount none / 0x44000
-jail_root: mount jail /m tmpfs 0xa mode=0755,size=65536,nr_inodes=23
+jail_root: mount jail /m tmpfs 0xa mode=0755,size=65536,nr_inodes=26
 [0] jail_folder: mkdir /m/dev 755
 [0] jail_device: mknod /m/dev/kvm 20600 0x103
 [0] jail_device: chown /m/dev/kvm 7:8
@@ -88,6 +89,9 @@ jail_root: mount jail /m tmpfs 0xa mode=0755,size=65536,nr_inodes=23
 [4] jail_folder: mkdir /m/run 755
 [4] jail_bind: mount /host/rund /m/run 0x1000
 [4] jail_bind: mount none /m/run 0x102e
+[5] jail_folder: mknod /m/capture 100444 0x0
+[5] jail_bind: mount /host/file /m/capture 0x1000
+[5] jail_bind: mount none /m/capture 0x102e
 jail_enter: chdir /m
 jail_enter: pivot_root
 jail_enter: detach
@@ -119,7 +123,7 @@ fn what_cannot_be_planned_names_its_entry() {
         (vec![fine(), read_only("/a", "/char")], (Step::JailSource, Some(1))),
         (vec![fine(), read_only("/a", "/socket")], (Step::JailSource, Some(1))),
         (vec![fine(), device("/a", "/host/f")], (Step::JailSource, Some(1))),
-        (vec![fine(), writable("/a", "/host/f")], (Step::JailSource, Some(1))),
+        (vec![fine(), writable("/a", "/socket")], (Step::JailSource, Some(1))),
         (vec![fine(), writable("/a", "/block")], (Step::JailSource, Some(1))),
         (vec![fine(); JAIL_ENTRIES_MAX + 1], (Step::Prepare, None)),
     ];
@@ -234,6 +238,27 @@ fn root_nothing_can_be_written_but_where_it_may() {
 /// The jail with all of root's rights: what it still cannot do is not a matter of permissions.
 fn as_root(place: &Place, script: &str) -> Spawn<'static> {
     Spawn::new("/bin/busybox").args(["sh", "-c", script]).jail(place.jail())
+}
+
+#[test]
+fn root_a_writable_file_can_be_written_and_nothing_be_made_beside_it() {
+    let place = Place::new();
+    let (file, beside) = (place.path("one"), place.path("two"));
+    for path in [&file, &beside] {
+        std::fs::write(path, "").unwrap();
+        std::os::unix::fs::chown(path, Some(USER), Some(USER)).unwrap();
+    }
+    let mut jail = place.jail();
+    jail.entries.push(writable("/files/one", &file));
+    let script =
+        "echo 1 > /files/one; echo 2 > /files/two; /bin/busybox rm /files/one; /bin/busybox mv /files/one /out/x";
+    let credentials = Credentials { uid: USER, gid: USER, groups: vec![] };
+    let spawn = Spawn::new("/bin/busybox").args(["sh", "-c", script]).jail(jail).credentials(credentials);
+    let (text, status) = output(spawn.drop_capabilities().no_new_privs());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "1\n", "{text}");
+    assert_eq!(std::fs::read_to_string(&beside).unwrap(), "", "{text}");
+    assert_ne!(status, ExitStatus::Exited(0), "{text}");
+    assert!(text.contains("can't create /files/two") && text.contains("can't remove '/files/one'"), "{text}");
 }
 
 #[test]

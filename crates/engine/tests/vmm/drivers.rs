@@ -1,26 +1,12 @@
-//! The VMM drivers against the real VMMs on a host with KVM: Firecracker in its jail, QEMU with a block device.
-//!
-//! Needs root, `/dev/kvm`, loop devices, the images that `cargo xtask test` builds (`WRENN_TEST_IMAGES`), QEMU in PATH, and
-//! for Firecracker's tests a release of it (`WRENN_FIRECRACKER`, else `firecracker` in PATH).
+//! The drivers against the real VMMs on a host with KVM: Firecracker in its jail, QEMU with a block device.
 
-use std::env;
-use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, PipeReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tempfile::TempDir;
-use wrenn_engine::names::SandboxId;
-use wrenn_engine::network::GUEST_MAC;
-use wrenn_engine::network::addresses::{GATEWAY, GUEST, GUEST_PREFIX, TAP, TAP_MAC};
-use wrenn_engine::network::links::Netlink;
-use wrenn_engine::units::Mib;
+use wrenn_engine::network::addresses::TAP;
 use wrenn_engine::vmm::firecracker::api::{
     Action, Balloon, BalloonChange, BalloonStatisticsChange, BootSource, CacheType, Change, DeviceId, Drive,
     DriveChange, Entropy, GetBalloon, GetBalloonStatistics, GetInstance, GetMachineConfig, GetMmds, GetVersion,
@@ -28,214 +14,14 @@ use wrenn_engine::vmm::firecracker::api::{
     MmdsVersion, NetworkInterface, NetworkInterfaceChange, NetworkOverride, RateLimiter, SnapshotCreate, SnapshotLoad,
     SnapshotType, TokenBucket, VmState,
 };
-use wrenn_engine::vmm::firecracker::version::OLDEST;
 use wrenn_engine::vmm::firecracker::{Client, Firecracker};
-use wrenn_engine::vmm::qemu::Qemu;
 use wrenn_engine::vmm::seccomp::{self, Confinement, ThreadFilter};
-use wrenn_engine::vmm::{
-    Accel, Boot, DiskFile, HostFile, Incident, Launch, Plan, RunState, Tap, VmSpec, Vmm, VmmError,
-};
-use wrenn_proto::shim;
-use wrenn_sys::loopdev::{LoopDevice, Options};
-use wrenn_sys::netns::NetNs;
-use wrenn_sys::spawn::{Child, Credentials, Jail, JailEntry, Spawn, find_program};
-use wrenn_sys::tap;
+use wrenn_engine::vmm::{Accel, HostFile, Incident, Plan, RunState, VmSpec, Vmm, VmmError};
 
-/// Guest memory.
-const MEMORY: Mib = Mib(256);
-/// A user who owns nothing else.
-const UID: u32 = 0x7000_1234;
-/// Where envd listens in the guest.
-const ENVD: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(GUEST), 49983);
-/// A guest of an emulated host on a busy machine.
-const READY_LIMIT: Duration = Duration::from_secs(60);
-/// The rest of what the guest's init needs to come up.
-const INIT_ARGUMENTS: &str = "wrenn.key=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa \
-                              wrenn.ip=169.254.0.21/30 wrenn.gw=169.254.0.22 wrenn.dns=169.254.0.22 \
-                              wrenn.root=/dev/vda";
+use crate::world::{Process, UID, World, firecracker, qemu};
+
 const DISK: DeviceId = DeviceId::new("root");
 const ETH0: DeviceId = DeviceId::new("eth0");
-
-fn in_path(name: &str) -> Option<PathBuf> {
-    find_program(OsStr::new(name), &env::var_os("PATH").unwrap_or_default(), Path::new("/")).ok()
-}
-
-/// Whatever version is said here: the driver asks the program itself before it tells it anything.
-fn firecracker() -> Firecracker {
-    let found = env::var_os("WRENN_FIRECRACKER").map(PathBuf::from).or_else(|| in_path("firecracker"));
-    let found = found.expect("no Firecracker: name a release in WRENN_FIRECRACKER, or put `firecracker` into PATH");
-    Firecracker::new(found, OLDEST).unwrap()
-}
-
-fn qemu() -> Qemu {
-    let program = in_path("qemu-system-x86_64").expect("QEMU is not installed");
-    Qemu::new(program, "unknown".to_owned(), Accel::Kvm, None)
-}
-
-/// The newest file of this name in a folder of `images`.
-fn image(folder: &str, name: &str) -> PathBuf {
-    let images = env::var_os("WRENN_TEST_IMAGES").expect("WRENN_TEST_IMAGES is not set");
-    let entries = fs::read_dir(Path::new(&images).join(folder)).expect("the images are built");
-    let files = entries.map(|entry| entry.unwrap().path().join(name)).filter(|path| path.is_file());
-    files.max_by_key(|path| path.metadata().unwrap().modified().unwrap()).expect("an image of that name")
-}
-
-/// What a sandbox has on the host: network, disk, folder.
-struct World {
-    netns: NetNs,
-    disk: LoopDevice,
-    dir: TempDir,
-}
-
-impl World {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        // The VMM finds its folder through no path, but the tests' parent folder is closed to its user.
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
-        let netns = NetNs::anonymous().expect("this test needs root");
-        netns.run(make_tap).unwrap().unwrap();
-        Self { netns, disk: make_disk(dir.path()), dir }
-    }
-
-    fn run_dir(&self, name: &str) -> PathBuf {
-        let run_dir = self.dir.path().join(name);
-        fs::create_dir(&run_dir).unwrap();
-        run_dir
-    }
-
-    fn spec(&self, driver: &dyn Vmm, run_dir: &Path) -> VmSpec {
-        let id = SandboxId::from_random([7; 18]);
-        VmSpec {
-            command_line: format!("{} wrenn.id={id} {INIT_ARGUMENTS}", driver.kernel_arguments()),
-            id,
-            uid: UID,
-            run_dir: run_dir.to_owned(),
-            vcpus: 1,
-            memory: MEMORY,
-            memory_base: self.zero_memory().into(),
-            kernel: HostFile::open(&image("kernels", "vmlinux")).unwrap(),
-            initramfs: HostFile::open(&image("kernels", "initrd.img")).unwrap(),
-            disk: vec![DiskFile::live(&self.disk.path(), false).unwrap()],
-            tap: Tap { name: TAP, queue: self.netns.run(|| tap::open(TAP, Some(UID))).unwrap().unwrap() },
-            guest_mac: GUEST_MAC.to_string(),
-        }
-    }
-
-    fn zero_memory(&self) -> File {
-        let path = self.dir.path().join("zero");
-        File::create(&path).unwrap().set_len(MEMORY.bytes()).unwrap();
-        File::open(path).unwrap()
-    }
-
-    /// Plans and starts a VMM, as its shim would.
-    fn launch(&self, driver: &dyn Vmm, run_dir: &Path) -> (Process, Box<dyn Boot>) {
-        let Plan { launch, boot } = driver.plan(self.spec(driver, run_dir)).unwrap();
-        (Process::start(launch, &self.netns), boot)
-    }
-
-    /// Whether the guest's envd says that it is well.
-    fn is_healthy(&self, limit: Duration) -> bool {
-        self.netns.run(|| healthy(limit)).unwrap().is_ok()
-    }
-
-    fn await_healthy(&self, process: &Process) {
-        let deadline = Instant::now() + READY_LIMIT;
-        while !self.is_healthy(Duration::from_secs(1)) {
-            assert!(Instant::now() < deadline, "the guest is not up; its console:\n{}", process.console());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-fn make_tap() -> io::Result<()> {
-    tap::open(TAP, Some(UID))?;
-    let mut netlink = Netlink::open()?;
-    let link = netlink.index(TAP)?.expect("just made");
-    netlink.set_up(link, Some(TAP_MAC))?;
-    netlink.add_address(link, GATEWAY, GUEST_PREFIX)?;
-    netlink.pin_neighbour(link, GUEST, GUEST_MAC)
-}
-
-/// A copy of the smallest template behind a loop device.
-fn make_disk(dir: &Path) -> LoopDevice {
-    let path = dir.join("disk");
-    fs::copy(image("templates", "rootfs.ext4"), &path).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
-    LoopDevice::attach(file.as_fd(), Options { read_only: false, direct_io: false, autoclear: true }).unwrap()
-}
-
-fn healthy(limit: Duration) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&ENVD, limit)?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.write_all(b"GET /health HTTP/1.1\r\nHost: envd\r\nConnection: close\r\n\r\n")?;
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer)?;
-    if answer == *b"HTTP/1.1 204" { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
-}
-
-/// A VMM; it is killed and reaped at the end.
-struct Process {
-    child: Child,
-    console: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Process {
-    fn start(launch: Launch, netns: &NetNs) -> Self {
-        let (reader, writer) = io::pipe().unwrap();
-        let console = Arc::new(Mutex::new(Vec::new()));
-        let sink = Arc::clone(&console);
-        std::thread::spawn(move || drain(reader, &sink));
-        let mut spawn = Spawn::new(launch.program).args(launch.args);
-        for (fd, number) in &launch.descriptors {
-            spawn = spawn.fd(fd.as_fd(), *number);
-        }
-        if let Some(jail) = launch.jail {
-            spawn = spawn.jail(jail_of(jail));
-        }
-        let child = spawn
-            .credentials(Credentials { uid: UID, gid: UID, groups: Vec::new() })
-            .drop_capabilities()
-            .no_new_privs()
-            .netns(netns.as_fd())
-            .fd(writer.as_fd(), 1)
-            .fd(writer.as_fd(), 2)
-            .umask(0o077)
-            .start()
-            .unwrap();
-        Self { child, console }
-    }
-
-    fn console(&self) -> String {
-        String::from_utf8_lossy(&self.console.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
-    }
-}
-
-fn drain(mut reader: PipeReader, sink: &Mutex<Vec<u8>>) {
-    let mut chunk = [0; 4096];
-    while let Ok(read) = reader.read(&mut chunk)
-        && read > 0
-    {
-        sink.lock().unwrap_or_else(PoisonError::into_inner).extend(&chunk[..read]);
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended already; then only the reaping is left.
-        self.child.signal(rustix::process::Signal::KILL).ok();
-        self.child.wait().ok();
-    }
-}
-
-fn jail_of(jail: shim::Jail) -> Jail {
-    let entry = |entry| match entry {
-        shim::JailEntry::Device { path, source } => JailEntry::Device { path, source },
-        shim::JailEntry::ReadOnly { path, source } => JailEntry::ReadOnly { path, source },
-        shim::JailEntry::Writable { path, source } => JailEntry::Writable { path, source },
-    };
-    Jail { mount_point: jail.mount_point, entries: jail.entries.into_iter().map(entry).collect() }
-}
 
 /// From nothing to the end, the same for every driver. Answers which system call filters were in force.
 async fn live(driver: &dyn Vmm) -> Vec<ThreadFilter> {
@@ -254,7 +40,7 @@ async fn live(driver: &dyn Vmm) -> Vec<ThreadFilter> {
     assert!(!world.is_healthy(Duration::from_millis(500)), "a frozen guest answers");
     drop(machine);
     // A later agent.
-    let mut machine = driver.attach(&run_dir).await.unwrap();
+    let mut machine = driver.attach(world.folders(&run_dir)).await.unwrap();
     assert_eq!(machine.run_state().await.unwrap(), RunState::Frozen);
     machine.thaw().await.unwrap();
     world.await_healthy(&process);
@@ -262,7 +48,7 @@ async fn live(driver: &dyn Vmm) -> Vec<ThreadFilter> {
     machine.stop().await.unwrap();
     machine.stop().await.expect("stopping what has ended is fine");
     assert_eq!(machine.incident().await, Incident::Ended);
-    assert!(driver.attach(&run_dir).await.is_err());
+    assert!(driver.attach(world.folders(&run_dir)).await.is_err());
     threads
 }
 
@@ -275,7 +61,7 @@ async fn testbed_a_firecracker_lives_in_its_jail_under_its_filter() {
 
 #[tokio::test]
 async fn testbed_a_qemu_lives_on_a_block_device_with_kvm() {
-    let threads = live(&qemu()).await;
+    let threads = live(&qemu(Accel::Kvm)).await;
     println!("system call filters in force: {threads:?}");
     assert!(matches!(seccomp::confinement(&threads), Confinement::Filtered { .. }), "{threads:?}");
 }
