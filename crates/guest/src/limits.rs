@@ -21,6 +21,13 @@ pub const HTTP2_WINDOW_BYTES: u32 = 256 * 1024;
 /// How long the peer may leave what we sent unacknowledged: a host that is gone without a word.
 pub const UNACKNOWLEDGED_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// How long a connection may be silent before the kernel asks the peer's whether it still knows it. A peer that does not
+/// ends it at once; one that does not answer ends it after [`UNACKNOWLEDGED_TIME_MAX`].
+pub const SILENCE_BEFORE_PROBE: Duration = Duration::from_secs(30);
+
+/// Between two such questions without an answer.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+
 /// A Connect message other than input, in bytes: a command with all its arguments and environment (the kernel takes
 /// about 2 MiB of both), with room for JSON.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -101,6 +108,27 @@ pub const KEEPALIVE_LEAST: Duration = Duration::from_secs(1);
 /// How long the user cgroup may take to be frozen or thawed.
 pub const FREEZE_TIME_MAX: Duration = Duration::from_secs(5);
 
+/// How long writing the disk's caches back may take when the host asks for no more than that.
+pub const SYNC_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// The same and freezing the root filesystem. The users' processes may stand still meanwhile.
+pub const DISK_FREEZE_TIME_MAX: Duration = Duration::from_secs(15);
+
+/// How long thawing it may take: one freeze that still goes on is waited for.
+pub const DISK_THAW_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// How long all hooks together may take: nobody's program runs meanwhile.
+pub const HOOKS_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// The whole of /resumed: the hooks, the end of one that hangs, and some small files.
+pub const RESUMED_TIME_MAX: Duration = Duration::from_secs(15);
+
+/// Hooks in a folder: their names are in the answer.
+pub const HOOKS_MAX: usize = 64;
+
+/// What is kept of a hook's complaints, in bytes: the last lines of a traceback, and not more than a host repeats.
+pub const HOOK_STDERR_BYTES_MAX: usize = 1024;
+
 /// Open files of envd itself: six per process, one per connection, and room.
 pub const OWN_FILES_MAX: u64 = 16_384;
 
@@ -123,4 +151,7 @@ const _: () = assert!(UNREAD_BYTES_MAX < RING_BYTES_MAX, "what an attached clien
 const _: () = assert!(PIPE_EVENT_BYTES_MAX <= UNREAD_BYTES_LEAST);
 const _: () = assert!(OWN_FILES_MAX as usize > PROCESSES_MAX * 6 + CONNECTIONS_MAX * 2);
 const _: () = assert!(STARTS_AT_ONCE_MAX < BLOCKING_THREADS_MAX, "the host's own calls need threads too");
+const _: () = assert!(DISK_THAW_TIME_MAX.as_secs() > DISK_FREEZE_TIME_MAX.as_secs());
+const _: () = assert!(RESUMED_TIME_MAX.as_secs() > HOOKS_TIME_MAX.as_secs() + KILL_SEEN_WITHIN.as_secs());
+const _: () = assert!(PROBE_INTERVAL.as_secs() < UNACKNOWLEDGED_TIME_MAX.as_secs());
 const _: () = assert!(INPUT_BYTES_MAX >= 4 * INPUT_MESSAGE_BYTES_MAX);

@@ -8,6 +8,7 @@
 //! `envd: listening on ADDRESS:PORT` on stdout says which, once clients can connect.
 
 mod envd;
+mod identity;
 mod init;
 mod limits;
 
@@ -21,7 +22,7 @@ use std::{env, fs, io};
 use envd::cgroup::{self, CgroupError, UserCgroup};
 use envd::host_calls::{KeyError, Verifier};
 use envd::server;
-use envd::state::{PowerOff, State};
+use envd::state::{Machine, State};
 use rustix::process::{Resource, Rlimit};
 
 /// What the command line and the environment ask for.
@@ -87,7 +88,7 @@ fn run() -> Result<std::convert::Infallible, MainError> {
         let listen_failed = |source| MainError::Listen { address: options.listen, source };
         let listener = tokio::net::TcpListener::bind(options.listen).await.map_err(listen_failed)?;
         println!("envd: listening on {}", listener.local_addr().map_err(listen_failed)?);
-        let state = State::new(&options.id, verifier, cgroup, power_off());
+        let state = State::new(&options.id, verifier, cgroup, machine());
         Ok(server::serve(listener, Arc::new(state)).await)
     })
 }
@@ -121,11 +122,11 @@ fn parsed<T: std::str::FromStr>(flag: &str, value: String) -> Result<T, MainErro
     value.parse().map_err(|_| MainError::Value(flag.to_owned(), value))
 }
 
-/// PID 1 takes orders only where it is this very program: on any other machine it is none of ours.
-fn power_off() -> PowerOff {
+/// It is a guest where PID 1 is this very program.
+fn machine() -> Machine {
     let identity = |path: &str| fs::metadata(Path::new(path)).map(|file| (file.dev(), file.ino())).ok();
     let is_ours = identity("/proc/1/exe").is_some_and(|init| identity("/proc/self/exe") == Some(init));
-    if is_ours { PowerOff::TellInit } else { PowerOff::Exit }
+    if is_ours { Machine::Guest } else { Machine::Other }
 }
 
 /// As far as allowed: with fewer, starting a process says so when they are used up.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use common::{Envd, TOKEN, Wire, run, sh};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -71,7 +71,7 @@ async fn without_the_host_s_signature_its_calls_do_not_exist() {
     let nothing = envd.request("POST", "/no/such/route", &[], b"{}").await;
     assert_eq!(nothing.status, 404);
     let body = "{\"accessToken\":\"stolen\"}";
-    for path in ["/init", "/freeze", "/thaw", "/sync", "/poweroff"] {
+    for path in ["/init", "/freeze", "/thaw", "/sync", "/fsfreeze", "/fsthaw", "/clock", "/resumed", "/poweroff"] {
         for method in ["POST", "GET", "PUT", "DELETE"] {
             let answer = envd.authorized(method, path, &[], body.as_bytes()).await;
             assert_eq!((answer.status, &answer.body), (404, &nothing.body), "{method} {path}");
@@ -132,6 +132,51 @@ async fn calls_that_need_a_guest_say_so_outside_of_one() {
         assert!(answer.text().contains("without a cgroup"));
     }
     assert_eq!(envd.host_call("/sync", "").await.status, 204);
+    let entropy = format!("{{\"entropy\":\"{}\"}}", "AAAA".repeat(11));
+    // This machine's filesystem, clock and random generator are none of envd's.
+    for (path, body) in
+        [("/fsfreeze", ""), ("/fsthaw", ""), ("/clock", "{\"step_ns\":0}"), ("/resumed", entropy.as_str())]
+    {
+        let answer = envd.host_call(path, body).await;
+        assert_eq!(answer.status, 503, "{path}: {answer:?}");
+        assert!(answer.text().contains("does not run in a guest"), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_clock_is_told() {
+    let envd = Envd::ready().await;
+    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos();
+    for body in ["", "{}"] {
+        let before = now();
+        let answer = envd.host_call("/clock", body).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let told: u128 = answer.json()["unix_ns"].as_str().expect("a text").parse().unwrap();
+        assert!((before..=now()).contains(&told), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_that_a_call_does_not_know_are_refused() {
+    let envd = Envd::ready().await;
+    let entropy = "AAAA".repeat(11);
+    for (path, body) in [
+        ("/clock", "3".to_owned()),
+        ("/clock", "{".to_owned()),
+        ("/clock", "{\"step_ns\":\"5\"}".to_owned()),
+        ("/clock", "{\"step_ns\":1.5}".to_owned()),
+        ("/clock", "{\"step_ns\":9223372036854775808}".to_owned()),
+        ("/clock", "{\"slew_ns\":5}".to_owned()),
+        ("/resumed", String::new()),
+        ("/resumed", "{\"entropy\":\"AAAA\"}".to_owned()),
+        ("/resumed", "{\"entropy\":\"nonsense!\"}".to_owned()),
+        ("/resumed", format!("{{\"entropy\":\"{entropy}\",\"hostname\":\"../x\"}}")),
+        ("/resumed", format!("{{\"entropy\":\"{entropy}\",\"machine_id\":\"x\"}}")),
+        ("/resumed", format!("{{\"entropy\":\"{entropy}\",\"boot_id\":\"x\"}}")),
+    ] {
+        let answer = envd.host_call(path, &body).await;
+        assert_eq!(answer.status, 400, "{path} {body}: {answer:?}");
+    }
 }
 
 #[tokio::test]
@@ -163,22 +208,50 @@ async fn root_the_user_cgroup_is_frozen_and_thawed() {
         events.until(&mut seen, |seen| seen.stdout.len() > 10).await;
         assert_eq!(envd.host_call("/freeze", "").await.status, 204);
         assert!(std::fs::read_to_string(cgroup.join("cgroup.events")).unwrap().contains("frozen 1"));
-        let late = tokio::spawn({
-            let client = envd.default_client();
-            async move { run(&client, sh("echo thawed")).await }
-        });
+        // More than may be started at a time, and than there are threads for blocking work.
+        let late: Vec<_> = (0..40)
+            .map(|_| {
+                let client = envd.default_client();
+                tokio::spawn(async move { run(&client, sh("echo thawed")).await })
+            })
+            .collect();
         // What was written before may still come; then it is silent, while envd itself is not.
         let silence = async { while tokio::time::timeout(Duration::from_millis(300), events.next()).await.is_ok() {} };
         tokio::time::timeout(Duration::from_secs(5), silence).await.expect("it still writes");
-        assert_eq!(envd.request("GET", "/health", &[], b"").await.status, 204);
-        assert!(!late.is_finished(), "a process was started in a frozen cgroup");
+        everything_of_the_host_answers(&envd).await;
+        what_was_written_can_be_read(&envd, pid).await;
+        assert!(late.iter().all(|late| !late.is_finished()), "a process was started in a frozen cgroup");
+        assert_eq!(envd.host_call("/freeze", "").await.status, 204, "it is frozen, which is fine");
         assert_eq!(envd.host_call("/thaw", "").await.status, 204);
-        assert_eq!(late.await.unwrap().out(), "thawed\n");
+        assert_eq!(envd.host_call("/thaw", "").await.status, 204, "it is thawed, which is fine");
+        for late in late {
+            assert_eq!(late.await.unwrap().out(), "thawed\n");
+        }
         let mut after = common::Seen::default();
         events.until(&mut after, |seen| !seen.stdout.is_empty()).await;
         client.send_signal(common::signal_request(pid, 9)).await.unwrap();
     }
     common::eventually("the cgroup is empty", || std::fs::remove_dir(&cgroup).is_ok()).await;
+}
+
+/// While users' processes stand still, and starts of others wait for them.
+async fn everything_of_the_host_answers(envd: &Envd) {
+    let begun = Instant::now();
+    assert_eq!(envd.request("GET", "/health", &[], b"").await.status, 204);
+    assert_eq!(envd.host_call("/clock", "").await.status, 200);
+    assert_eq!(envd.host_call("/init", "{\"envVars\":{\"A\":\"1\"}}").await.status, 204);
+    assert_eq!(envd.host_call("/fsthaw", "").await.status, 503, "no guest, and said so at once");
+    assert_eq!(envd.authorized("GET", "/envs", &[], b"").await.status, 200);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+async fn what_was_written_can_be_read(envd: &Envd, pid: u32) {
+    let client = envd.default_client();
+    let mut events = common::connect(&client, common::connect_request(pid, Some(0))).await.unwrap();
+    assert_eq!(events.pid().await, pid);
+    let mut seen = common::Seen::default();
+    events.until(&mut seen, |seen| seen.stdout.len() > 10).await;
+    assert!(seen.out().starts_with("1\n2\n"), "{seen:?}");
 }
 
 /// A mount that goes away with the test.

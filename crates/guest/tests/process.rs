@@ -5,11 +5,14 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{
-    Envd, Seen, WIRES, Wire, as_user, by_pid, by_tag, command, connect, connect_request, eventually, input_request,
-    is_there, refusal, run, run_with, sh, signal_request, start, start_with, stdin, time_limit, to_pty, typed,
-    with_pty, with_stdin,
+    Envd, Seen, TOKEN, WIRES, Wire, as_user, by_pid, by_tag, command, connect, connect_request, eventually,
+    input_request, is_there, refusal, run, run_with, sh, signal_request, start, start_with, stdin, time_limit, to_pty,
+    typed, with_pty, with_stdin,
 };
 use connectrpc::client::CallOptions;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use wrenn_proto::envd::TOKEN_HEADER;
 use wrenn_proto::envd::process::process_event::Event;
 use wrenn_proto::envd::process::{
     CloseStdinRequest, ConnectRequest, ListRequest, StreamInputRequest, UpdateRequest, stream_input_request,
@@ -551,6 +554,57 @@ async fn a_client_that_stalls_is_detached_after_thirty_seconds() {
     assert_eq!(seen.error.clone().unwrap().code.as_str(), "resource_exhausted");
     let back = connect(&client, connect_request(pid, Some(seen.position))).await.unwrap().rest().await;
     assert_eq!((back.position, back.end().exit_code), (50_000_000, 0));
+}
+
+/// A client whose connection was reset, as every one is by a host that has a paused guest run again.
+#[tokio::test]
+async fn a_client_whose_connection_died_keeps_nobody_from_reading() {
+    let envd = Envd::ready().await;
+    let request =
+        br#"{"process":{"cmd":"/bin/sh","args":["-c","head -c 10000000 /dev/zero; sleep 1000"]},"tag":"dead"}"#;
+    let stream = TcpStream::connect(envd.address).await.unwrap();
+    let stream = stalled(stream, request).await;
+    let client = envd.default_client();
+    // It stands still because that client has not read.
+    let mut back = connect(&client, tagged("dead", 0)).await.unwrap();
+    let mut seen = Seen::default();
+    back.until(&mut seen, |seen| seen.stdout.len() >= 256 * 1024).await;
+    // A close with data that nobody reads is a reset.
+    drop(stream);
+    let begun = Instant::now();
+    back.until(&mut seen, |seen| seen.stdout.len() as u64 + seen.gap >= 10_000_000).await;
+    assert!(begun.elapsed() < 20 * SECOND, "{:?}: it was waited for", begun.elapsed());
+    assert_eq!((seen.position, seen.error.is_none()), (10_000_000, true));
+}
+
+fn tagged(tag: &str, offset: u64) -> ConnectRequest {
+    ConnectRequest { process: by_tag(tag).into(), offset: Some(offset) }
+}
+
+/// Sends a Start call by hand and reads the head of its answer, and then nothing more.
+async fn stalled(mut stream: TcpStream, request: &[u8]) -> TcpStream {
+    let length = u32::try_from(request.len()).unwrap();
+    let head = format!(
+        "POST /process.Process/Start HTTP/1.1\r\nHost: envd\r\n{TOKEN_HEADER}: {TOKEN}\r\n\
+         Content-Type: application/connect+json\r\nContent-Length: {}\r\n\r\n",
+        request.len() + 5
+    );
+    let body = [&[0][..], &length.to_be_bytes(), request].concat();
+    stream.write_all(&[head.as_bytes(), &body].concat()).await.unwrap();
+    let mut answer = [0; 512];
+    let read = stream.read(&mut answer).await.unwrap();
+    assert!(answer[..read].starts_with(b"HTTP/1.1 200 OK"), "{}", String::from_utf8_lossy(&answer[..read]));
+    stream
+}
+
+#[tokio::test]
+async fn a_silent_connection_is_probed_by_the_kernel() {
+    let envd = Envd::ready().await;
+    let client = TcpStream::connect(envd.address).await.unwrap();
+    let (ours, theirs) = (client.local_addr().unwrap().port(), envd.address.port());
+    // In a line of the table: local and remote address, state, queues, and which timer runs (02 is the one of probes).
+    let row = format!("0100007F:{theirs:04X} 0100007F:{ours:04X} 01 00000000:00000000 02:");
+    eventually("the timer runs", || std::fs::read_to_string("/proc/net/tcp").unwrap().contains(&row)).await;
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 
 use std::fmt::Write as _;
 
+pub mod host_calls;
+
 /// The generated code, as the .proto files' packages lay it out.
 #[allow(
     missing_docs,

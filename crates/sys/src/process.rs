@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::str::FromStr;
+use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 
@@ -183,6 +184,31 @@ fn boot_id() -> Result<String, IdentityError> {
     Ok(text.trim_end().to_owned())
 }
 
+/// What a process takes of the host now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Memory that is resident, in bytes.
+    pub resident_bytes: u64,
+    /// CPU time of all its threads so far.
+    pub cpu: Duration,
+}
+
+/// What process `pid` takes; fails if there is none.
+pub fn usage(pid: u32) -> io::Result<Usage> {
+    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's line about a process is malformed");
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let resident: u64 = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).ok_or_else(malformed)?;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, in parentheses, may hold anything; user and system time are the 12th and 13th fields after it.
+    let rest = stat.rsplit_once(')').map(|(_, rest)| rest).ok_or_else(malformed)?;
+    let ticks: Vec<u64> = rest.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+    let [user, system] = ticks[..] else { return Err(malformed()) };
+    Ok(Usage {
+        resident_bytes: resident * rustix::param::page_size() as u64,
+        cpu: Duration::from_millis((user + system) * 1000 / rustix::param::clock_ticks_per_second()),
+    })
+}
+
 /// Makes the calling process the one that orphans among its descendants are given to.
 pub fn become_subreaper() -> io::Result<()> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(io::Error::from)
@@ -308,6 +334,13 @@ mod tests {
         unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), pid.as_raw_nonzero().get(), libc::SIGTERM) };
         assert_eq!(signals.read().unwrap(), Some(libc::SIGTERM));
         assert_eq!(signals.read().unwrap(), None);
+    }
+
+    #[test]
+    fn a_process_takes_memory_and_time() {
+        let own = usage(std::process::id()).unwrap();
+        assert!(own.resident_bytes > 100_000, "{own:?}");
+        assert_eq!(usage(u32::MAX).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -65,17 +65,29 @@ impl UserCgroup {
         Ok(Self { folder: File::open(path).map_err(failed)?, path: path.to_owned() })
     }
 
-    /// Stops all processes or lets them run, and waits until it is so.
+    /// Stops all processes or lets them run, and waits until it is so. Those that could not all be stopped are let run
+    /// again: half of a sandbox standing still is worse than an error.
     pub async fn set(&self, wanted: Motion) -> Result<(), CgroupError> {
+        self.order(wanted)?;
+        let settled = timeout(limits::FREEZE_TIME_MAX, self.settled(wanted)).await;
+        let settled = settled.map_err(|_| CgroupError::Late { path: self.path.clone(), wanted }).and_then(|done| done);
+        if settled.is_err()
+            && wanted == Motion::Frozen
+            && let Err(error) = self.order(Motion::Thawed)
+        {
+            eprintln!("envd: a freeze that failed cannot be taken back: {error}");
+        }
+        settled
+    }
+
+    fn order(&self, wanted: Motion) -> Result<(), CgroupError> {
         let value = match wanted {
             Motion::Frozen => b"1",
             Motion::Thawed => b"0",
         };
         let freeze = self.file("cgroup.freeze", OFlags::WRONLY)?;
         rustix::io::write(&freeze, value).map_err(|errno| self.failed("write", "cgroup.freeze", errno.into()))?;
-        timeout(limits::FREEZE_TIME_MAX, self.settled(wanted))
-            .await
-            .map_err(|_| CgroupError::Late { path: self.path.clone(), wanted })?
+        Ok(())
     }
 
     async fn settled(&self, wanted: Motion) -> Result<(), CgroupError> {

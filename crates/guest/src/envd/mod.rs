@@ -10,13 +10,16 @@
 //! It is wire-compatible with E2B's envd. One thread runs everything that does not block: a guest often has one CPU, and
 //! what is not waited for needs no lock. It trusts its host, by signature and token, and nobody in the guest.
 
+mod arrivals;
 pub mod auth;
 pub mod cgroup;
 mod entry;
 mod files;
 mod files_limits;
 mod filesystem;
+mod hooks;
 pub mod host_calls;
+mod lane;
 mod metrics;
 mod paths;
 mod process;

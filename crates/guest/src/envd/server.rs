@@ -24,6 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 
+use super::arrivals::Arrival;
 use super::filesystem::FilesystemService;
 use super::process::service::Service as ProcessService;
 use super::state::State;
@@ -34,7 +35,7 @@ use crate::limits;
 pub async fn serve(listener: TcpListener, state: Arc<State>) -> Infallible {
     let processes = Arc::clone(&state.processes);
     tokio::spawn(async move { processes.sweep().await });
-    let router = router(state);
+    let router = router(Arc::clone(&state));
     let builder = Arc::new(builder());
     let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
     loop {
@@ -42,9 +43,14 @@ pub async fn serve(listener: TcpListener, state: Arc<State>) -> Infallible {
         let place = Arc::clone(&places).acquire_owned().await;
         match listener.accept().await {
             Ok((stream, _peer)) => {
-                let connection = connection(stream, Arc::clone(&builder), router.clone());
+                let arrival = state.arrivals.arrive();
+                let connection = connection(stream, arrival, Arc::clone(&builder), router.clone());
+                let state = Arc::clone(&state);
                 tokio::spawn(async move {
-                    connection.await;
+                    tokio::select! {
+                        () = connection => {}
+                        () = state.arrivals.over(arrival) => {}
+                    }
                     drop(place);
                 });
             }
@@ -78,12 +84,13 @@ fn builder() -> Builder<TokioExecutor> {
     builder
 }
 
-async fn connection(stream: TcpStream, builder: Arc<Builder<TokioExecutor>>, router: Router) {
+async fn connection(stream: TcpStream, arrival: Arrival, builder: Arc<Builder<TokioExecutor>>, router: Router) {
     if let Err(error) = prepare(&stream) {
         eprintln!("envd: cannot prepare a connection: {error}");
         return;
     }
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+    let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(arrival);
         let router = router.clone();
         async move { router.oneshot(collapse_slashes(request)).await }
     });
@@ -91,9 +98,13 @@ async fn connection(stream: TcpStream, builder: Arc<Builder<TokioExecutor>>, rou
     builder.serve_connection(TokioIo::new(stream), service).await.ok();
 }
 
-/// Small answers go out at once, and a peer that is gone without a word is noticed.
+/// Small answers go out at once, and a peer that is gone without a word is noticed, whether or not we have something to
+/// say to it: after a resume the host knows nothing of older connections.
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    rustix::net::sockopt::set_tcp_keepidle(stream, limits::SILENCE_BEFORE_PROBE)?;
+    rustix::net::sockopt::set_tcp_keepintvl(stream, limits::PROBE_INTERVAL)?;
+    rustix::net::sockopt::set_socket_keepalive(stream, true)?;
     let patience = u32::try_from(limits::UNACKNOWLEDGED_TIME_MAX.as_millis()).unwrap_or(u32::MAX);
     Ok(rustix::net::sockopt::set_tcp_user_timeout(stream, patience)?)
 }
@@ -166,7 +177,8 @@ pub fn error_response(status: StatusCode, message: &str) -> Response {
     json_response(status, &serde_json::json!({"code": status.as_u16(), "message": message}))
 }
 
-fn json_response(status: StatusCode, body: &impl serde::Serialize) -> Response {
+/// An answer in JSON.
+pub fn json_response(status: StatusCode, body: &impl serde::Serialize) -> Response {
     match serde_json::to_vec(body) {
         Ok(text) => (status, [(header::CONTENT_TYPE, "application/json; charset=utf-8")], text).into_response(),
         // Maps with text keys, numbers and texts always have a JSON form; if not, nothing of it can be told.
@@ -201,4 +213,82 @@ async fn allow_any_origin(request: Request, next: Next) -> Response {
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("7200"));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::{Duration, Instant};
+
+    use connectrpc::client::{ClientConfig, HttpClient};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use wrenn_proto::envd::TOKEN_HEADER;
+    use wrenn_proto::envd::process::{ProcessClient, ProcessConfig, StartRequest};
+
+    use super::*;
+    use crate::envd::host_calls::Verifier;
+    use crate::envd::state::Machine;
+
+    const ASK: &[u8] = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
+
+    /// Whether the connection answers, or is at its end.
+    async fn answers(stream: &mut TcpStream) -> bool {
+        // A peer that is gone may be noticed here or there.
+        stream.write_all(ASK).await.ok();
+        let mut answer = [0; 1024];
+        stream.read(&mut answer).await.is_ok_and(|read| answer[..read].starts_with(b"HTTP/1.1 204"))
+    }
+
+    /// A served envd without a cgroup.
+    async fn served() -> (Arc<State>, SocketAddr) {
+        let key = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+        let verifier = Verifier::new("sb1", key).unwrap();
+        let state = Arc::new(State::new("sb1", verifier, None, Machine::Other));
+        state.change_settings(|settings| settings.token = Some("token".into()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, Arc::clone(&state)));
+        (state, address)
+    }
+
+    #[tokio::test]
+    async fn connections_of_another_time_are_ended_and_later_ones_are_not() {
+        let (state, address) = served().await;
+        let mut old = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+        for stream in &mut old {
+            assert!(answers(stream).await);
+        }
+        state.arrivals.end_before(state.arrivals.arrive());
+        let mut new = TcpStream::connect(address).await.unwrap();
+        assert!(answers(&mut new).await);
+        for stream in &mut old {
+            assert!(!answers(stream).await);
+        }
+        assert!(answers(&mut new).await, "also the second time");
+    }
+
+    #[tokio::test]
+    async fn a_reader_goes_with_its_connection() {
+        let (state, address) = served().await;
+        for http in [HttpClient::plaintext_http2_only(), HttpClient::plaintext()] {
+            let config = ClientConfig::new(format!("http://{address}").parse().unwrap()).proto();
+            let client = ProcessClient::new(http, config.with_default_header(TOKEN_HEADER, "token"));
+            let process = ProcessConfig {
+                cmd: "head".into(),
+                args: vec!["-c50000000".into(), "/dev/zero".into()],
+                ..Default::default()
+            };
+            let request = StartRequest { process: process.into(), stdin: Some(false), ..Default::default() };
+            let unread = client.start(request).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            assert_eq!(state.processes.running().len(), 1, "it waits for its reader");
+            state.arrivals.end_before(state.arrivals.arrive());
+            let begun = Instant::now();
+            while !state.processes.running().is_empty() {
+                assert!(begun.elapsed() < Duration::from_secs(10), "it still waits");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            drop(unread);
+        }
+    }
 }

@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::arrivals::Arrivals;
 use super::cgroup::UserCgroup;
 use super::host_calls::Verifier;
+use super::lane::Lane;
 use super::metrics::CpuMeter;
 use super::process::Registry;
 
@@ -31,13 +33,39 @@ pub struct Settings {
     pub default_workdir: Option<PathBuf>,
 }
 
-/// How this envd ends when the host says so.
+/// Where this envd runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PowerOff {
-    /// Tell PID 1, which is ours.
-    TellInit,
-    /// Only end this process: not in a guest.
-    Exit,
+pub enum Machine {
+    /// In a guest: PID 1 is ours and takes orders, and the machine is the host's to stop, set and change.
+    Guest,
+    /// Anywhere else, a developer's machine for example, which is none of ours.
+    Other,
+}
+
+/// A call that changes the whole machine, and this is no guest.
+#[derive(Debug, thiserror::Error)]
+#[error("this envd does not run in a guest: {0}")]
+pub struct NoGuest(&'static str);
+
+impl Machine {
+    /// Refuses with this reason outside of a guest.
+    pub fn expect_guest(self, reason: &'static str) -> Result<(), NoGuest> {
+        match self {
+            Self::Guest => Ok(()),
+            Self::Other => Err(NoGuest(reason)),
+        }
+    }
+}
+
+/// Where the host's calls that may hang have their turns.
+#[derive(Debug, Default)]
+pub struct Lanes {
+    /// /sync.
+    pub sync: Lane,
+    /// /fsfreeze and /fsthaw.
+    pub disk: Lane,
+    /// /resumed.
+    pub resumed: Lane,
 }
 
 /// The sandbox as envd knows it.
@@ -51,8 +79,12 @@ pub struct State {
     pub processes: Arc<Registry>,
     /// Between two looks at the CPU's counters.
     pub cpu: CpuMeter,
-    /// What /poweroff does.
-    pub power_off: PowerOff,
+    /// What it runs on.
+    pub machine: Machine,
+    /// For calls that may hang.
+    pub lanes: Lanes,
+    /// The connections.
+    pub arrivals: Arrivals,
     /// PATH of processes that bring none.
     pub path: String,
     settings: RwLock<Settings>,
@@ -60,14 +92,16 @@ pub struct State {
 
 impl State {
     /// A sandbox before its first /init; `id` is the sandbox's.
-    pub fn new(id: &str, verifier: Verifier, cgroup: Option<UserCgroup>, power_off: PowerOff) -> Self {
+    pub fn new(id: &str, verifier: Verifier, cgroup: Option<UserCgroup>, machine: Machine) -> Self {
         let path = std::env::var("PATH").ok().filter(|path| !path.is_empty());
         Self {
             verifier,
             cgroup,
             processes: Arc::new(Registry::new()),
             cpu: CpuMeter::new(),
-            power_off,
+            machine,
+            lanes: Lanes::default(),
+            arrivals: Arrivals::default(),
             path: path.unwrap_or_else(|| DEFAULT_PATH.to_owned()),
             settings: RwLock::new(Settings {
                 token: None,

@@ -7,8 +7,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Longest host name the kernel takes, and so the longest id.
-const ID_MAX: usize = 64;
+use crate::identity;
 
 /// What the host asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +47,7 @@ pub enum CmdlineError {
 /// Reads the command line.
 pub fn parse(text: &str) -> Result<BootConfig, CmdlineError> {
     Ok(BootConfig {
-        id: checked(text, "id", "1 to 64 characters of [a-z0-9-]", |id| is_id(id).then(|| id.to_owned()))?,
+        id: checked(text, "id", "1 to 64 characters of [a-z0-9-]", |id| identity::is_name(id).then(|| id.to_owned()))?,
         key: checked(text, "key", "an Ed25519 public key of 64 hex digits", parse_key)?,
         address: checked(text, "ip", "an address and prefix such as 192.0.2.1/30", parse_network)?,
         gateway: checked(text, "gw", "an IPv4 address", parsed)?,
@@ -76,11 +75,6 @@ fn lookup<'a>(text: &'a str, key: &str) -> Option<&'a str> {
 
 fn parsed<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok()
-}
-
-fn is_id(text: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=ID_MAX).contains(&text.len()) && text.bytes().all(allowed)
 }
 
 fn parse_key(text: &str) -> Option<String> {
@@ -149,7 +143,7 @@ mod tests {
         #[test]
         fn any_text_is_read_or_refused(text in ".{0,300}") {
             if let Ok(config) = parse(&text) {
-                prop_assert!(is_id(&config.id));
+                prop_assert!(identity::is_name(&config.id));
             }
         }
     }

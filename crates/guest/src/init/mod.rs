@@ -35,6 +35,8 @@ use wrenn_sys::signals::Blocked;
 
 use cmdline::BootConfig;
 
+use crate::identity::IdentityError;
+
 /// Why the guest could not come up, or had to end.
 #[derive(Debug, thiserror::Error)]
 enum InitError {
@@ -66,8 +68,8 @@ enum InitError {
     SwitchRoot { step: &'static str, source: std::io::Error },
     #[error("cannot write {path}")]
     Write { path: &'static str, source: std::io::Error },
-    #[error("cannot set the host name")]
-    Hostname(#[source] rustix::io::Errno),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     #[error("cannot prepare the cgroup {path}")]
     Cgroup { path: String, source: std::io::Error },
     #[error("cannot start envd")]

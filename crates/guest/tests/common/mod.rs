@@ -121,6 +121,11 @@ impl Envd {
         self.child.pid()
     }
 
+    /// What the host signs with.
+    pub fn key(&self) -> &SigningKey {
+        &self.key
+    }
+
     /// Waits for envd's own end.
     pub fn wait(&self) -> wrenn_sys::spawn::ExitStatus {
         self.child.wait().unwrap()
