@@ -38,6 +38,14 @@ pub enum KernelError {
         /// The folder of kernels.
         folder: PathBuf,
     },
+    /// A set that a sandbox remembers is not there.
+    #[error("the kernel set {id} of the sandbox is gone: put {} back", folder.display())]
+    Gone {
+        /// Its id.
+        id: String,
+        /// Where it should be.
+        folder: PathBuf,
+    },
     /// A file of the user's is no kernel.
     #[error("cannot use {} as a kernel", path.display())]
     Image {
@@ -168,6 +176,14 @@ pub fn prepare_package(places: &Places, package: &Path, name: &str, sha256: &str
 pub fn default_set(places: &Places, guest: Guest<'_>) -> Result<KernelFiles, KernelError> {
     let unpacked = prepared(places)?.ok_or_else(|| KernelError::NotPrepared { folder: places.kernels() })?;
     ensure_set(places, &unpacked, guest)
+}
+
+/// The set of this id, as a sandbox remembers it: also one of an older guest.
+pub fn set_of_id(places: &Places, id: &str) -> Result<KernelFiles, KernelError> {
+    let folder = places.kernel_set(id);
+    let is_id = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let set = if is_id { read_set(&folder)? } else { None };
+    set.ok_or_else(|| KernelError::Gone { id: id.chars().take(80).collect(), folder })
 }
 
 /// A kernel of the user's with this guest: a vmlinuz, a vmlinux, or a Debian package.

@@ -112,6 +112,11 @@ impl ImageStore {
         })
     }
 
+    /// The kernel set of this id, which a sandbox remembers.
+    pub fn kernel_set(&self, id: &str) -> Result<KernelFiles, ImageError> {
+        Ok(kernel::set_of_id(&self.places, id)?)
+    }
+
     /// Prepares the default kernel: Debian's cloud kernel, fetched if it was not yet, or if `refresh` asks for the newest.
     pub async fn prepare_kernel(&self, refresh: bool, progress: Reporter) -> Result<KernelFiles, ImageError> {
         if refresh || kernel::prepared(&self.places)?.is_none() {

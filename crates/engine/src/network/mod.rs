@@ -38,7 +38,7 @@ pub mod rules;
 pub mod slots;
 mod sweep;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -236,9 +236,10 @@ impl Network {
         self.blocking(move |shared| build::adopt(&shared, slot)).await
     }
 
-    /// Removes every object of this instance whose slot nobody holds. Adopt first what is to live on.
-    pub async fn sweep(&self) -> Result<SweepReport, NetworkError> {
-        self.blocking(|shared| sweep::sweep(&shared)).await
+    /// Removes every object of this instance whose slot nobody holds and that is not among `kept`, which somebody will adopt.
+    pub async fn sweep(&self, kept: &BTreeSet<Slot>) -> Result<SweepReport, NetworkError> {
+        let kept = kept.clone();
+        self.blocking(move |shared| sweep::sweep(&shared, &kept)).await
     }
 
     /// Every object of this instance on the host, in use or left over.

@@ -67,8 +67,9 @@ impl Pool {
         self.supply.ready.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Takes the unused networks down, and waits for it. The first failure is returned, after all were tried.
-    pub async fn close(self) -> Result<(), NetworkError> {
+    /// Takes the unused networks down, and waits for it: none is made ahead from then on. The first failure is returned, after
+    /// all were tried.
+    pub async fn close(&self) -> Result<(), NetworkError> {
         self.filler.abort();
         let mut result = Ok(());
         while let Some(lease) = self.supply.pop() {

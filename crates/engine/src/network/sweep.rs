@@ -71,11 +71,11 @@ pub(super) fn inventory(shared: &Shared) -> Result<Vec<HostObject>, NetworkError
     Ok(objects)
 }
 
-/// Removes what nobody holds. Goes on after a failure; the first one is returned.
-pub(super) fn sweep(shared: &Shared) -> Result<SweepReport, NetworkError> {
+/// Removes what nobody holds, but for the slots in `kept`. Goes on after a failure; the first one is returned.
+pub(super) fn sweep(shared: &Shared, kept: &BTreeSet<Slot>) -> Result<SweepReport, NetworkError> {
     let mut report = SweepReport::default();
     let mut first_failure = None;
-    for slot in slots_with_objects(shared)? {
+    for slot in slots_with_objects(shared)?.difference(kept).copied() {
         match sweep_slot(shared, slot) {
             Ok(true) => report.removed.push(slot),
             Ok(false) => report.in_use.push(slot),

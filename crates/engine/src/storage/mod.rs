@@ -282,6 +282,14 @@ pub trait Storage: Send + Sync {
     /// A live disk at `place` that goes on from the topmost of `layers`, which stays as it is.
     fn restore(&self, place: &Place, layers: &[Layer]) -> Result<Disk, StorageError>;
 
+    /// Lets go of the live disk: what it needed on the host is gone afterwards, and the live file stays, durable, with all
+    /// that was written. [`Storage::open`] takes it up again; moved away, it is a layer of [`Storage::layer_format`]. Already
+    /// let go of, and moved away since, is fine. The VM must have ended.
+    fn detach(&self, disk: &Disk) -> Result<(), StorageError>;
+
+    /// How this backend's live files are kept.
+    fn layer_format(&self) -> LayerFormat;
+
     /// One raw, sparse image at `path` with what `layers` say together.
     fn flatten(&self, layers: &[Layer], path: &Path) -> Result<Layer, StorageError>;
 
@@ -311,6 +319,15 @@ fn topmost(layers: &[Layer], overlay: LayerFormat) -> Result<&Layer, StorageErro
 fn check_size(top: &Layer, wanted: u64) -> Result<(), StorageError> {
     let beneath = top.size_bytes;
     if wanted < beneath { Err(StorageError::SmallerThanBase { wanted, beneath }) } else { Ok(()) }
+}
+
+/// Makes a live file durable; one that was moved away since was made so before.
+fn sync_live_file(path: &Path) -> Result<(), StorageError> {
+    match std::fs::File::open(path) {
+        Ok(file) => file.sync_all().map_err(StorageError::io("sync", path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(StorageError::io("open", path)(error)),
+    }
 }
 
 fn remove_live_file(path: &Path) -> Result<(), StorageError> {

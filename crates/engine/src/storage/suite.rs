@@ -83,11 +83,12 @@ type Test = fn(&Bench<'_>);
 
 /// Everything below.
 pub(super) fn all(storage: &dyn Storage, run: fn(&Disk, &[Io])) {
-    let tests: [(&str, Test); 8] = [
+    let tests: [(&str, Test); 9] = [
         ("keeps_apart", keeps_apart),
         ("a_seal_is_a_moment", a_seal_is_a_moment),
         ("layers_stack", layers_stack),
         ("opens_again", opens_again),
+        ("a_detached_disk_is_a_layer_or_goes_on", a_detached_disk_is_a_layer_or_goes_on),
         ("refuses", refuses),
         ("removing_twice_is_fine", removing_twice_is_fine),
         ("a_failure_leaves_nothing", a_failure_leaves_nothing),
@@ -97,6 +98,32 @@ pub(super) fn all(storage: &dyn Storage, run: fn(&Disk, &[Io])) {
         println!("suite: {name}");
         test(&Bench::new(storage, run));
     }
+}
+
+/// A live disk that was let go of goes on where it stood; moved away, others stand on it.
+fn a_detached_disk_is_a_layer_or_goes_on(bench: &Bench<'_>) {
+    let (storage, base, place) = (bench.storage, bench.base(), bench.place("disk"));
+    let beneath = std::slice::from_ref(&base);
+    let disk = storage.create(&place, beneath, 8 * MIB).unwrap();
+    (bench.run)(&disk, &[Io::Write(0, 65_536, 0x31), Io::Write(7 * MIB, 4096, 0x32)]);
+    storage.detach(&disk).unwrap();
+    storage.detach(&disk).unwrap();
+
+    let disk = storage.open(&place, beneath, 8 * MIB).unwrap();
+    (bench.run)(&disk, &[Io::Find(0, 65_536, 0x31), Io::Write(65_536, 65_536, 0x33)]);
+    storage.detach(&disk).unwrap();
+    let moved = bench.path("moved");
+    std::fs::rename(&disk.path, &moved).unwrap();
+    storage.detach(&disk).unwrap();
+    let layer = Layer { path: moved, format: storage.layer_format(), size_bytes: 8 * MIB };
+
+    let layers = [base, layer];
+    let copy = storage.restore(&place, &layers).unwrap();
+    (bench.run)(&copy, &[Io::Find(7 * MIB, 4096, 0x32), Io::Write(0, 131_072, 0x34)]);
+    storage.remove(&copy).unwrap();
+    let above = storage.create(&bench.place("above"), &layers, 8 * MIB).unwrap();
+    (bench.run)(&above, &[Io::Find(0, 65_536, 0x31), Io::Find(65_536, 65_536, 0x33), Io::Find(MIB, MIB, 0xba)]);
+    storage.remove(&above).unwrap();
 }
 
 /// What was written, and what lies beneath, are not mixed up; the image stays as it is, and a flat copy is sparse.

@@ -39,7 +39,7 @@ use super::extents::{copy_sparse, remove_half_made};
 use super::flatten::{create_new, flatten, overwrite};
 use super::{
     Backend, Disk, DiskStatus, Health, LIVE_MODE, Layer, LayerFormat, Place, SEALED_MODE, Storage, StorageError,
-    allocated_bytes, check_size, remove_live_file, shared_bytes, space, topmost,
+    allocated_bytes, check_size, remove_live_file, shared_bytes, space, sync_live_file, topmost,
 };
 use crate::names::{DiskName, InstanceTag, SandboxId};
 
@@ -160,6 +160,15 @@ impl Storage for Dm {
                 self.assemble(place, &layers[..layers.len() - 1], top.size_bytes, &live)
             }
         }
+    }
+
+    fn detach(&self, disk: &Disk) -> Result<(), StorageError> {
+        self.devices.remove(&disk.name, &disk.layers, disk.size_bytes)?;
+        sync_live_file(&disk.path)
+    }
+
+    fn layer_format(&self) -> LayerFormat {
+        OURS
     }
 
     fn flatten(&self, layers: &[Layer], path: &Path) -> Result<Layer, StorageError> {

@@ -18,7 +18,7 @@ use super::extents::{self, copy_sparse};
 use super::flatten::{create_new, flatten, overwrite};
 use super::{
     Backend, Disk, DiskStatus, Health, LIVE_MODE, Layer, LayerFormat, Place, SEALED_MODE, Storage, StorageError,
-    allocated_bytes, check_size, remove_live_file, shared_bytes, topmost,
+    allocated_bytes, check_size, remove_live_file, shared_bytes, sync_live_file, topmost,
 };
 
 /// How this backend keeps what differs from the layers beneath.
@@ -68,6 +68,14 @@ impl Storage for Qcow2 {
                 Ok(disk(place, &layers[..layers.len() - 1], top.size_bytes))
             }
         }
+    }
+
+    fn detach(&self, disk: &Disk) -> Result<(), StorageError> {
+        sync_live_file(&disk.path)
+    }
+
+    fn layer_format(&self) -> LayerFormat {
+        OURS
     }
 
     fn flatten(&self, layers: &[Layer], path: &Path) -> Result<Layer, StorageError> {
