@@ -8,11 +8,13 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use wrenn_engine::cgroup::Cgroups;
 use wrenn_engine::image::ImageStore;
-use wrenn_engine::network::Network;
+use wrenn_engine::memory::Verified;
+use wrenn_engine::network::{Lease, Network, NetworkError, Pool};
 use wrenn_engine::storage::Storage;
 use wrenn_engine::units::Mib;
-use wrenn_engine::vmm::Vmm;
+use wrenn_engine::vmm::{HostFile, Vmm};
 
+use crate::faults::Faults;
 use crate::instance::{Instance, InstanceError, io_error};
 
 /// What sandboxes are made with.
@@ -33,6 +35,22 @@ pub struct Host {
     pub shim_program: PathBuf,
     /// Memory the host has in all.
     pub memory: Mib,
+    /// Networks made ahead; without them each is made when it is needed.
+    pub pool: Option<Pool>,
+    /// Which captured memories were checked already.
+    pub verified: Verified,
+    /// What a test wants to go wrong.
+    pub faults: Faults,
+}
+
+impl Host {
+    /// A network for a sandbox.
+    pub async fn lease(&self) -> Result<Lease, NetworkError> {
+        match &self.pool {
+            Some(pool) => pool.take().await,
+            None => self.network.acquire().await,
+        }
+    }
 }
 
 /// Unpacks the shim's binary into the instance under the hash of its content, once. An upgrade adds another one: the old
@@ -47,13 +65,13 @@ pub fn install_shim(instance: &Instance, shim: &[u8]) -> Result<PathBuf, Instanc
 }
 
 /// The file that `memory` of guest memory is mapped over before the guest wrote anything: sparse, immutable, all zero.
-pub fn zero_memory(instance: &Instance, memory: Mib) -> Result<File, InstanceError> {
+pub fn zero_memory(instance: &Instance, memory: Mib) -> Result<HostFile, InstanceError> {
     let folder = instance.dir().join("memory");
     std::fs::create_dir_all(&folder).map_err(io_error("make the folder", &folder))?;
     let path = folder.join(format!("zero-{}", memory.0));
     // Readable by any VMM user: there is nothing in it.
     place(&path, 0o444, |file| file.set_len(memory.bytes()))?;
-    File::open(&path).map_err(io_error("open", &path))
+    HostFile::open(&path).map_err(io_error("open", &path))
 }
 
 /// Makes the file `path` with what `fill` writes, whole or not at all; one that is there already is right.

@@ -3,7 +3,8 @@
 //! ```text
 //!   WRENN_DIR/                     mode 0700            /run/wrenn/TAG/
 //!     instance.json  tag             the one truth        owner -> DIR     which WRENN_DIR this tag belongs to
-//!     agent.key      Ed25519         mode 0600            <sandbox id>/    sockets of its shim and its VMM
+//!     agent.key      Ed25519         mode 0600            agent.sock       where its agent listens, if one runs
+//!                                                         <sandbox id>/    sockets of its shim and its VMM
 //!     lock           held by who sweeps
 //!     sandboxes/<id>/ manifest, lock, disk, console
 //! ```
@@ -148,6 +149,30 @@ impl Instance {
         &self.key
     }
 
+    /// Where the instance's agent listens.
+    pub fn agent_socket(&self) -> PathBuf {
+        agent_socket(&self.run_dir)
+    }
+
+    /// Where the agent of the instance in `dir` listens if there is one, without opening the instance: nothing is made and
+    /// nothing is locked. `None` when there is no instance in `dir`, or `dir` is a copy of one.
+    pub fn find_agent_socket(dir: &Path) -> Result<Option<PathBuf>, InstanceError> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(InstanceError::NotRoot);
+        }
+        let Some(dir) = canonical(dir)? else { return Ok(None) };
+        let file = dir.join("instance.json");
+        let Some(text) = durable::read(&file, FILE_BYTES_MAX).map_err(io_error("read", &file))? else {
+            return Ok(None);
+        };
+        let run_dir = Path::new(RUN_DIR).join(parse_instance(&file, &text)?.as_str());
+        let link = run_dir.join("owner");
+        match read_owner(&link).map_err(io_error("read", &link))? {
+            Owner::Folder(owner) if owner == dir => Ok(Some(agent_socket(&run_dir))),
+            Owner::Folder(_) | Owner::NotALink | Owner::Nobody => Ok(None),
+        }
+    }
+
     /// Where the sandboxes' files are.
     pub fn sandboxes_dir(&self) -> PathBuf {
         self.dir.join("sandboxes")
@@ -156,6 +181,11 @@ impl Instance {
     /// The places of one sandbox.
     pub fn places(&self, id: &SandboxId) -> Places {
         Places { dir: self.sandboxes_dir().join(id.as_str()), run_dir: self.run_dir.join(id.as_str()) }
+    }
+
+    /// The lock of the one agent that serves this instance.
+    pub fn agent_lock(&self) -> PathBuf {
+        self.dir.join("agent.lock")
     }
 
     /// The instance's lock: held while what nobody owns is swept away.
@@ -189,6 +219,11 @@ impl Places {
         self.dir.join("disk")
     }
 
+    /// Where its VMM writes captures of it.
+    pub fn capture(&self) -> PathBuf {
+        self.dir.join("capture")
+    }
+
     /// What the shim was told to start.
     pub fn shim_spec(&self) -> PathBuf {
         self.dir.join("shim.json")
@@ -197,6 +232,11 @@ impl Places {
     /// The serial console's ring.
     pub fn console(&self) -> PathBuf {
         self.dir.join("console.ring")
+    }
+
+    /// There when the sandbox is the instance's own: the next agent takes it over. Others go with the process that made them.
+    pub fn kept(&self) -> PathBuf {
+        self.dir.join("kept")
     }
 
     /// How the VM ended.
@@ -219,9 +259,18 @@ impl Places {
         self.run_dir.join("control.sock")
     }
 
-    /// Makes both folders.
-    pub fn make(&self) -> Result<(), InstanceError> {
+    /// Makes both folders, and marks the sandbox as the instance's own if it is to be `kept`.
+    pub fn make(&self, kept: bool) -> Result<(), InstanceError> {
         make_private_dir(&self.dir)?;
+        if kept {
+            let mark = self.kept();
+            std::fs::write(&mark, "").map_err(io_error("write", &mark))?;
+        }
+        self.make_run_dir()
+    }
+
+    /// Makes the folder of sockets, which is gone while the sandbox rests and after the host was started again.
+    pub fn make_run_dir(&self) -> Result<(), InstanceError> {
         make_private_dir(&self.run_dir)?;
         for path in [self.shim_socket(), self.control_socket()] {
             if path.as_os_str().len() > limits::SOCKET_PATH_MAX {
@@ -229,6 +278,19 @@ impl Places {
             }
         }
         Ok(())
+    }
+}
+
+fn agent_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("agent.sock")
+}
+
+/// `None` when it is not there.
+fn canonical(dir: &Path) -> Result<Option<PathBuf>, InstanceError> {
+    match dir.canonicalize() {
+        Ok(dir) => Ok(Some(dir)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io_error("resolve", dir)(error)),
     }
 }
 
@@ -351,4 +413,28 @@ fn load_key(path: &Path) -> Result<SigningKey, InstanceError> {
     let key = SigningKey::from_bytes(&random_bytes());
     durable::replace(path, hex::encode(key.to_bytes()).as_bytes()).map_err(io_error("write", path))?;
     Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_an_agent_is_looked_for_without_opening_anything() {
+        let dir = tempfile::tempdir().unwrap();
+        let find = |dir: &Path| Instance::find_agent_socket(dir).unwrap();
+        assert_eq!(find(&dir.path().join("nothing")), None);
+        assert_eq!(find(dir.path()), None, "no instance yet");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "and none is made");
+
+        let instance = Instance::open(&dir.path().join("one")).unwrap();
+        let socket = instance.agent_socket();
+        assert!(socket.as_os_str().len() <= limits::SOCKET_PATH_MAX);
+        assert_eq!(find(instance.dir()), Some(socket));
+        let copy = dir.path().join("copy");
+        std::fs::create_dir(&copy).unwrap();
+        std::fs::copy(instance.dir().join("instance.json"), copy.join("instance.json")).unwrap();
+        assert_eq!(find(&copy), None, "a copy has no business with the original's agent");
+        std::fs::remove_dir_all(&instance.run_dir).unwrap();
+    }
 }

@@ -1,10 +1,11 @@
 //! What nobody owns any more, and taking it away.
 //!
 //! A sandbox belongs to the process that holds its lock. When that process is gone, however it went, the lock is free, and
-//! the next start of this instance finds the sandbox's folder here. Everything else on the host with this instance's tag is
-//! derived from slots; the network's own sweep takes away what has no living owner. Objects of other tags are never
-//! touched.
+//! the next start of this instance finds the sandbox's folder here. One that is the instance's own ([`Places::kept`]) is left
+//! to the next agent, with its slot; others are removed. Everything else on the host with this instance's tag is derived
+//! from slots; the network's own sweep takes away what has no living owner. Objects of other tags are never touched.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -68,8 +69,23 @@ pub async fn sweep(host: &Host) -> Result<Swept, SweepError> {
     }
     // Devices whose sandbox has no folder: somebody removed that by hand, or the disk it was on is another one now.
     storage::dm::sweep(host.instance.tag(), &|id| host.instance.places(id).dir.exists())?;
-    swept.slots = host.network.sweep().await?.removed;
+    swept.slots = host.network.sweep(&kept_slots(&host.instance)?).await?.removed;
     Ok(swept)
+}
+
+/// The slots of sandboxes that are the instance's own, whether an agent has them now or the next one will.
+pub(crate) fn kept_slots(instance: &Instance) -> Result<BTreeSet<Slot>, InstanceError> {
+    let kept = sandboxes(instance)?.into_iter().map(|id| instance.places(&id)).filter(|places| places.kept().exists());
+    Ok(kept.filter_map(|places| slot_of(&places)).collect())
+}
+
+/// The slot that a sandbox has, as far as its manifest, or the one before, tells.
+fn slot_of(places: &Places) -> Option<Slot> {
+    let manifest = Manifest::read(&places.manifest()).or_else(|error| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "taking the manifest before");
+        Manifest::read_previous(&places.manifest())
+    });
+    manifest.ok().flatten().and_then(|manifest| manifest.slot)
 }
 
 /// Ids of the sandboxes that have a folder; other names are not ours and stay.
@@ -90,6 +106,9 @@ pub fn sandboxes(instance: &Instance) -> Result<Vec<SandboxId>, InstanceError> {
 fn sweep_sandbox(host: &Host, id: &SandboxId) -> Result<bool, InstanceError> {
     let instance = &host.instance;
     let places = instance.places(id);
+    if places.kept().exists() {
+        return Ok(false);
+    }
     let lock_path = places.lock();
     let Some(_lock) = Lock::try_acquire(&lock_path).map_err(io_error("lock", &lock_path))? else {
         return Ok(false);
@@ -125,15 +144,9 @@ fn sweep_cgroups(instance: &Instance, cgroups: &Cgroups) -> Result<(), CgroupErr
 
 /// Ends shim and VMM. The shim is asked first; what still has the sandbox's spec as its argument (a shim that is stuck, or
 /// one that did not listen yet), or runs as the slot's user in the slot's namespace, is killed.
-fn end_vm(instance: &Instance, places: &Places) {
+pub(crate) fn end_vm(instance: &Instance, places: &Places) {
     Shim::at(&places.shim_socket()).end();
-    let vmm = match Manifest::read(&places.manifest()) {
-        Ok(manifest) => manifest.and_then(|manifest| manifest.slot).and_then(|slot| VmmTraits::of(instance, slot)),
-        Err(error) => {
-            tracing::warn!(%error, "the manifest of an orphan cannot be read; its VM is found by its shim alone");
-            None
-        }
-    };
+    let vmm = slot_of(places).and_then(|slot| VmmTraits::of(instance, slot));
     let deadline = Instant::now() + END_LIMIT;
     loop {
         let left = processes(&places.shim_spec(), vmm.as_ref());
@@ -229,7 +242,7 @@ mod tests {
         let cgroups =
             Cgroups::mounted(instance.tag(), Path::new(RUN_DIR)).expect("control groups; run this in the testbed");
         let [orphan, owned] = [[1; 18], [2; 18]].map(SandboxId::from_random);
-        instance.places(&owned).make().unwrap();
+        instance.places(&owned).make(false).unwrap();
         let limits = Limits::of_vm(1, Mib(128), false);
         let (lost, kept) = (cgroups.create(&orphan, limits).unwrap(), cgroups.create(&owned, limits).unwrap());
         let (to_be_killed, to_live) = (start_in(&lost), start_in(&kept));

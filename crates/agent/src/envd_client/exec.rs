@@ -1,37 +1,25 @@
-//! Running a command in a guest: `process.Process/Start`, its stream of events, its input, its end.
+//! Running a command in a guest, or coming back to one that runs: `process.Process/Start` and `Connect`, whose streams of
+//! events are the same.
 //!
 //! Bytes stay bytes and keep their order; the end comes after the last byte and is never invented: when the stream
-//! breaks before it, that is an error.
+//! breaks before it, that is an error. Each piece of output says where in the command's output it was, so that whoever lost
+//! the stream can [attach](EnvdClient::attach) where it broke.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use connectrpc::client::{CallOptions, ClientConfig, Http2Connection, ServerStream, SharedHttp2Connection};
+use connectrpc::client::{CallOptions, ServerStream, SharedHttp2Connection};
 use connectrpc::{ConnectError, ErrorCode};
-use http::Uri;
-use hyper_util::rt::TokioIo;
-use wrenn_proto::envd::TOKEN_HEADER;
-use wrenn_proto::envd::process::__buffa::view::StartResponseView;
-use wrenn_proto::envd::process::process_event::{DataEvent, EndEvent, Event, data_event::Output};
-use wrenn_proto::envd::process::{
-    CloseStdinRequest, ProcessClient, ProcessConfig, ProcessInput, ProcessSelector, SendInputRequest,
-    SendSignalRequest, Signal, StartRequest, StartResponse, process_input, process_selector,
-};
+use wrenn_proto::envd::process::__buffa::view::{ConnectResponseView, StartResponseView};
+use wrenn_proto::envd::process::process_event::{DataEvent, EndEvent, Event, data_event};
+use wrenn_proto::envd::process::{ConnectRequest, ConnectResponse, ProcessConfig, StartRequest, StartResponse};
 
-use super::{CONNECT_LIMIT, EnvdClient, EnvdError, words};
+use super::input::{Input, TerminalSize};
+use super::process::{Client, by_pid, protocol, refused, within};
+use super::{EnvdClient, EnvdError};
 
-/// Largest message taken from a guest, in bytes: 32 KiB of output and its frame, with room for newer fields.
-const MESSAGE_BYTES_MAX: usize = 256 * 1024;
-/// Flow control window: what a guest may send before we have read it, in bytes.
-const WINDOW_BYTES: u32 = 1024 * 1024;
-/// Calls at once on one connection.
-const CALLS_MAX: usize = 64;
-/// How long a guest has for a call that answers once; starting a program under emulation takes a while.
-const CALL_LIMIT: Duration = Duration::from_secs(30);
 /// What a command's own time limit is exceeded by before we stop waiting for the guest to say so.
 const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
-
-type Body = <SharedHttp2Connection as connectrpc::client::ClientTransport>::ResponseBody;
 
 /// A command to run in a guest.
 #[derive(Clone, Debug, Default)]
@@ -50,15 +38,42 @@ pub struct Command {
     pub timeout: Option<Duration>,
     /// Whether it gets a pipe as standard input; otherwise /dev/null.
     pub stdin: bool,
+    /// A terminal of this size as its standard input, output and error, instead of anything else.
+    pub terminal: Option<TerminalSize>,
+    /// A name to find it by; no two running processes of a guest share one.
+    pub tag: Option<String>,
+}
+
+/// A piece of output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Its place in the command's output, all streams counted together, in bytes.
+    pub offset: u64,
+    /// What was written; never nothing.
+    pub bytes: Bytes,
+}
+
+impl Output {
+    /// The place after it: where to [attach](EnvdClient::attach) to get what comes next.
+    pub fn end(&self) -> u64 {
+        self.offset.saturating_add(self.bytes.len() as u64)
+    }
 }
 
 /// What a running command does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExecEvent {
     /// It wrote to its standard output.
-    Stdout(Bytes),
+    Stdout(Output),
     /// It wrote to its standard error.
-    Stderr(Bytes),
+    Stderr(Output),
+    /// It wrote to its terminal.
+    Terminal(Output),
+    /// This many bytes of its output are gone: nobody was attached, and it wrote more than is kept.
+    Gap {
+        /// How many.
+        bytes: u64,
+    },
     /// It ended; nothing comes after.
     End(ExecEnd),
 }
@@ -99,26 +114,31 @@ impl EnvdError {
             | Self::Unreachable(_)
             | Self::NotReady { .. }
             | Self::Deadline { .. }
+            | Self::ClockOff { .. }
             | Self::Protocol { .. } => None,
         }
     }
 }
 
 const START: &str = "Process/Start";
+const CONNECT: &str = "Process/Connect";
+
+type Body = <SharedHttp2Connection as connectrpc::client::ClientTransport>::ResponseBody;
+
+/// Where events come from.
+enum Events {
+    Start(ServerStream<Body, StartResponseView<'static>>),
+    Connect(ServerStream<Body, ConnectResponseView<'static>>),
+}
 
 /// A command that runs in a guest, and its output.
 pub struct Exec {
     pid: u32,
-    stream: ServerStream<Body, StartResponseView<'static>>,
-    process: ProcessClient<SharedHttp2Connection>,
+    events: Events,
+    process: Client,
     timeout: Option<Duration>,
-}
-
-/// The way to a running command's standard input and signals. Cheap to clone.
-#[derive(Clone)]
-pub struct Input {
-    pid: u32,
-    process: ProcessClient<SharedHttp2Connection>,
+    /// It has, or nobody here knows.
+    has_terminal: bool,
 }
 
 impl EnvdClient {
@@ -126,32 +146,58 @@ impl EnvdClient {
     pub async fn start(&self, command: Command) -> Result<Exec, EnvdError> {
         let process = self.process_client();
         let options = start_options(&command);
-        let timeout = command.timeout;
-        let mut stream = within(START, process.start_with_options(start_request(command), options)).await?;
-        match within(START, next_event(&mut stream)).await? {
-            Event::Start(start) => Ok(Exec { pid: start.pid, stream, process, timeout }),
-            other => Err(protocol(START, &format!("the first event is {other:?}"))),
+        let (timeout, has_terminal) = (command.timeout, command.terminal.is_some());
+        let stream = within(START, process.start_with_options(start_request(command), options)).await?;
+        let mut events = Events::Start(stream);
+        let pid = events.pid().await?;
+        Ok(Exec { pid, events, process, timeout, has_terminal })
+    }
+
+    /// Attaches to the process `pid`, which runs or ended less than half a minute ago. Its output comes from `offset` on, of
+    /// which some may be gone ([`ExecEvent::Gap`]); without one only what it writes from now on. Whoever else is attached
+    /// stays so.
+    pub async fn attach(&self, pid: u32, offset: Option<u64>) -> Result<Exec, EnvdError> {
+        let process = self.process_client();
+        let request = ConnectRequest { process: by_pid(pid).into(), offset };
+        let mut events = Events::Connect(within(CONNECT, process.connect(request)).await?);
+        let told = events.pid().await?;
+        if told != pid {
+            return Err(protocol(CONNECT, &format!("this is process {told}, not {pid}")));
+        }
+        Ok(Exec { pid, events, process, timeout: None, has_terminal: true })
+    }
+}
+
+impl Events {
+    /// The call that they answer.
+    fn call(&self) -> &'static str {
+        match self {
+            Self::Start(_) => START,
+            Self::Connect(_) => CONNECT,
         }
     }
 
-    /// One HTTP/2 connection, made when it is first used.
-    fn process_client(&self) -> ProcessClient<SharedHttp2Connection> {
-        let client = self.clone();
-        let connector = tower::service_fn(move |_: Uri| {
-            let client = client.clone();
-            async move { client.connect(CONNECT_LIMIT).await.map(TokioIo::new) }
-        });
-        let authority = Uri::from_static("http://guest");
-        let connection = Http2Connection::builder()
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES)
-            .lazy_with_connector(connector, authority.clone())
-            .shared(CALLS_MAX);
-        let config = ClientConfig::new(authority)
-            .proto()
-            .with_default_max_message_size(MESSAGE_BYTES_MAX)
-            .with_default_header(TOKEN_HEADER, &self.access_token);
-        ProcessClient::new(connection, config)
+    async fn next(&mut self) -> Result<Event, ConnectError> {
+        let event = match self {
+            Self::Start(stream) => {
+                stream.message::<StartResponse>().await?.map(|message| message.to_owned_message().event)
+            }
+            Self::Connect(stream) => {
+                stream.message::<ConnectResponse>().await?.map(|message| message.to_owned_message().event)
+            }
+        };
+        let ended = || ConnectError::new(ErrorCode::DataLoss, "the stream ended before the command did");
+        let event = event.ok_or_else(ended)?.into_option().and_then(|event| event.event);
+        event.ok_or_else(|| ConnectError::new(ErrorCode::Internal, "an empty event"))
+    }
+
+    /// The pid in the first event.
+    async fn pid(&mut self) -> Result<u32, EnvdError> {
+        let call = self.call();
+        match within(call, self.next()).await? {
+            Event::Start(start) => Ok(start.pid),
+            other => Err(protocol(call, &format!("the first event is {other:?}"))),
+        }
     }
 }
 
@@ -165,7 +211,8 @@ fn start_request(command: Command) -> StartRequest {
         }
         .into(),
         stdin: Some(command.stdin),
-        ..Default::default()
+        pty: command.terminal.map(TerminalSize::to_wire).into(),
+        tag: command.tag,
     }
 }
 
@@ -192,7 +239,7 @@ impl Exec {
 
     /// The way to its input.
     pub fn input(&self) -> Input {
-        Input { pid: self.pid, process: self.process.clone() }
+        Input::new(self.pid, self.process.clone())
     }
 
     /// How long the stream may take at most, when the command has a time limit.
@@ -202,33 +249,42 @@ impl Exec {
 
     /// The next thing the command does; waits for it without limit. Not to be called again after `End`.
     pub async fn next(&mut self) -> Result<ExecEvent, EnvdError> {
+        let call = self.events.call();
         loop {
-            let event = match next_event(&mut self.stream).await {
+            let event = match self.events.next().await {
                 Err(error) if error.code == ErrorCode::DeadlineExceeded && self.timeout.is_some() => {
                     return Ok(ExecEvent::End(ExecEnd::TimedOut));
                 }
-                event => event.map_err(|error| refused(START, &error))?,
+                event => event.map_err(|error| refused(call, &error))?,
             };
-            match event {
-                Event::Data(data) => {
-                    if let Some(output) = output_of(*data)? {
+            match (event, &self.events) {
+                (Event::Data(data), _) => {
+                    if let Some(output) = self.output_of(*data)? {
                         return Ok(output);
                     }
                 }
-                Event::End(end) => return Ok(ExecEvent::End(end_of(&end))),
-                Event::Keepalive(_) => {}
-                Event::Start(_) | Event::Gap(_) => return Err(protocol(START, "an event out of place")),
+                (Event::End(end), _) => return Ok(ExecEvent::End(end_of(&end))),
+                (Event::Keepalive(_), _) => {}
+                (Event::Gap(gap), Events::Connect(_)) => return Ok(ExecEvent::Gap { bytes: gap.bytes }),
+                // Of a command that was just started nothing can be gone.
+                (Event::Start(_), _) | (Event::Gap(_), Events::Start(_)) => {
+                    return Err(protocol(call, "an event out of place"));
+                }
             }
         }
     }
-}
 
-fn output_of(data: DataEvent) -> Result<Option<ExecEvent>, EnvdError> {
-    match data.output {
-        Some(Output::Stdout(bytes)) => Ok(Some(ExecEvent::Stdout(bytes))),
-        Some(Output::Stderr(bytes)) => Ok(Some(ExecEvent::Stderr(bytes))),
-        Some(Output::Pty(_)) => Err(protocol(START, "terminal output of a command without a terminal")),
-        None => Ok(None),
+    fn output_of(&self, data: DataEvent) -> Result<Option<ExecEvent>, EnvdError> {
+        let output = |bytes| Output { offset: data.offset, bytes };
+        match data.output {
+            Some(data_event::Output::Stdout(bytes)) => Ok(Some(ExecEvent::Stdout(output(bytes)))),
+            Some(data_event::Output::Stderr(bytes)) => Ok(Some(ExecEvent::Stderr(output(bytes)))),
+            Some(data_event::Output::Pty(bytes)) if self.has_terminal => Ok(Some(ExecEvent::Terminal(output(bytes)))),
+            Some(data_event::Output::Pty(_)) => {
+                Err(protocol(self.events.call(), "terminal output of a command without a terminal"))
+            }
+            None => Ok(None),
+        }
     }
 }
 
@@ -238,75 +294,4 @@ fn end_of(end: &EndEvent) -> ExecEnd {
         (false, Some(signal)) => ExecEnd::Signalled(signal),
         (false, None) => ExecEnd::Unknown,
     }
-}
-
-impl Input {
-    /// Writes to the command's standard input; answers when all of it is written.
-    pub async fn write(&self, bytes: Bytes) -> Result<(), EnvdError> {
-        let input = ProcessInput { input: Some(process_input::Input::Stdin(bytes)) };
-        let request = SendInputRequest { process: self.selector().into(), input: input.into() };
-        // Without a limit: a command may take its time to read.
-        self.process.send_input(request).await.map(drop).map_err(|error| refused("Process/SendInput", &error))
-    }
-
-    /// Closes the command's standard input: it reads end-of-file.
-    pub async fn close(&self) -> Result<(), EnvdError> {
-        let request = CloseStdinRequest { process: self.selector().into() };
-        within("Process/CloseStdin", self.process.close_stdin(request)).await.map(drop)
-    }
-
-    /// Asks the command and what it started to end.
-    pub async fn terminate(&self) -> Result<(), EnvdError> {
-        self.signal(Signal::SIGNAL_SIGTERM).await
-    }
-
-    /// Kills the command and what it started.
-    pub async fn kill(&self) -> Result<(), EnvdError> {
-        self.signal(Signal::SIGNAL_SIGKILL).await
-    }
-
-    async fn signal(&self, signal: Signal) -> Result<(), EnvdError> {
-        let request = SendSignalRequest { process: self.selector().into(), signal: signal.into() };
-        within("Process/SendSignal", self.process.send_signal(request)).await.map(drop)
-    }
-
-    fn selector(&self) -> ProcessSelector {
-        ProcessSelector { selector: Some(process_selector::Selector::Pid(self.pid)) }
-    }
-}
-
-async fn next_event(stream: &mut ServerStream<Body, StartResponseView<'static>>) -> Result<Event, ConnectError> {
-    let message = stream.message::<StartResponse>().await?;
-    let ended = || ConnectError::new(ErrorCode::DataLoss, "the stream ended before the command did");
-    message
-        .ok_or_else(ended)?
-        .to_owned_message()
-        .event
-        .into_option()
-        .and_then(|event| event.event)
-        .ok_or_else(|| ConnectError::new(ErrorCode::Internal, "an empty event"))
-}
-
-/// A call that answers once has a limit.
-async fn within<T>(
-    call: &'static str,
-    exchange: impl Future<Output = Result<T, ConnectError>>,
-) -> Result<T, EnvdError> {
-    match tokio::time::timeout(CALL_LIMIT, exchange).await {
-        Err(_elapsed) => Err(EnvdError::Deadline { call, limit: CALL_LIMIT }),
-        Ok(answer) => answer.map_err(|error| refused(call, &error)),
-    }
-}
-
-fn refused(call: &'static str, error: &ConnectError) -> EnvdError {
-    let message = words(error.message.as_deref().unwrap_or_default());
-    match error.code {
-        ErrorCode::Unavailable => EnvdError::Unreachable(std::io::Error::other(message)),
-        ErrorCode::DataLoss | ErrorCode::Internal => EnvdError::Protocol { call, detail: message },
-        _other_codes => EnvdError::Refused { call, code: error.code.as_str().to_owned(), message },
-    }
-}
-
-fn protocol(call: &'static str, detail: &str) -> EnvdError {
-    EnvdError::Protocol { call, detail: words(detail) }
 }

@@ -4,7 +4,7 @@
 //! turned into another. The guest knows the public half from its kernel command line.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -13,13 +13,36 @@ use ed25519_dalek::{Signer, SigningKey};
 use http::Request;
 use http_body_util::Full;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use wrenn_engine::names::SandboxId;
+use wrenn_proto::envd::host_calls::{self as wire, ResumedAnswer};
 use wrenn_proto::envd::{NONCE_HEADER, SIGNATURE_HEADER, host_call_message};
 
-use super::{CONNECT_LIMIT, EnvdClient, EnvdError, http1};
+use super::{CONNECT_LIMIT, EnvdClient, EnvdError, http1, words};
 
-/// How long a guest has for a host call.
-const HOST_CALL_LIMIT: Duration = Duration::from_secs(10);
+/// One of the calls.
+struct HostCall {
+    path: &'static str,
+    /// As errors say it.
+    name: &'static str,
+    /// How long the guest has: more than it gives itself, so that it is the one to say what is wrong.
+    limit: Duration,
+}
+
+impl HostCall {
+    const fn new(path: &'static str, name: &'static str, limit_s: u64) -> Self {
+        Self { path, name, limit: Duration::from_secs(limit_s) }
+    }
+}
+
+const INIT: HostCall = HostCall::new("/init", "POST /init", 10);
+const FREEZE: HostCall = HostCall::new("/freeze", "POST /freeze", 10);
+const THAW: HostCall = HostCall::new("/thaw", "POST /thaw", 10);
+const SYNC: HostCall = HostCall::new("/sync", "POST /sync", 60);
+const FS_FREEZE: HostCall = HostCall::new("/fsfreeze", "POST /fsfreeze", 20);
+const FS_THAW: HostCall = HostCall::new("/fsthaw", "POST /fsthaw", 25);
+const RESUMED: HostCall = HostCall::new("/resumed", "POST /resumed", 20);
+const POWER_OFF: HostCall = HostCall::new("/poweroff", "POST /poweroff", 10);
 
 /// Who signs, and for which sandbox.
 #[derive(Clone, Copy, Debug)]
@@ -48,32 +71,88 @@ pub struct Init {
     pub default_workdir: Option<String>,
 }
 
+/// What a guest is told whose memory was restored.
+#[derive(Clone)]
+pub struct Resumed {
+    /// Random bytes that no other guest was or will be given.
+    pub entropy: [u8; 64],
+    /// Its host name from now on; as it was if `None`.
+    pub hostname: Option<String>,
+    /// Its machine id from now on, 32 hex digits in lower case; as it was if `None`.
+    pub machine_id: Option<String>,
+}
+
+impl Resumed {
+    fn to_wire(&self) -> wire::Resumed {
+        wire::Resumed {
+            entropy: BASE64.encode(self.entropy),
+            hostname: self.hostname.clone(),
+            machine_id: self.machine_id.clone(),
+        }
+    }
+}
+
 impl EnvdClient {
     /// Gives the guest its token, environment and clock.
     pub async fn init(&self, host: HostKey<'_>, init: &Init) -> Result<(), EnvdError> {
         let body = serde_json::to_vec(init).expect("a map of strings is JSON");
-        self.host_call(host, "/init", "POST /init", body).await
+        self.host_call(host, &INIT, body).await.map(drop)
     }
 
-    async fn host_call(
-        &self,
-        host: HostKey<'_>,
-        path: &'static str,
-        call: &'static str,
-        body: Vec<u8>,
-    ) -> Result<(), EnvdError> {
-        let request = signed(host, nonce(), path, body);
+    /// Stops the users' processes, all of them or none. Fine if they stand still already.
+    pub async fn freeze(&self, host: HostKey<'_>) -> Result<(), EnvdError> {
+        self.host_call(host, &FREEZE, Vec::new()).await.map(drop)
+    }
+
+    /// Lets the users' processes run again.
+    pub async fn thaw(&self, host: HostKey<'_>) -> Result<(), EnvdError> {
+        self.host_call(host, &THAW, Vec::new()).await.map(drop)
+    }
+
+    /// Writes the guest's root filesystem back, within `limit`.
+    pub async fn sync(&self, host: HostKey<'_>, limit: Duration) -> Result<(), EnvdError> {
+        self.host_call(host, &HostCall { limit, ..SYNC }, Vec::new()).await.map(drop)
+    }
+
+    /// Writes the guest's root filesystem back and keeps everybody from writing. Stop the users' processes first: one that
+    /// waits to write can be stopped by nobody. Whatever the error, [`EnvdClient::fs_thaw`] is safe and needed afterwards.
+    pub async fn fs_freeze(&self, host: HostKey<'_>) -> Result<(), EnvdError> {
+        self.host_call(host, &FS_FREEZE, Vec::new()).await.map(drop)
+    }
+
+    /// Lets the guest's root filesystem be written. Fine if it is not frozen.
+    pub async fn fs_thaw(&self, host: HostKey<'_>) -> Result<(), EnvdError> {
+        self.host_call(host, &FS_THAW, Vec::new()).await.map(drop)
+    }
+
+    /// Has the guest switch itself off, in order. It has only begun to when this returns.
+    pub async fn power_off(&self, host: HostKey<'_>) -> Result<(), EnvdError> {
+        self.host_call(host, &POWER_OFF, Vec::new()).await.map(drop)
+    }
+
+    /// Tells a guest whose memory was restored, before its users' processes go on: it feeds and reseeds its random generator,
+    /// becomes who it is to be, and runs the hooks in its `/etc/wrenn/resume.d`. Connections older than this call's are ended.
+    /// Answers the hooks' names, in the guest's words. A guest that fails here must not run on.
+    pub async fn resumed(&self, host: HostKey<'_>, resumed: &Resumed) -> Result<Vec<String>, EnvdError> {
+        let body = serde_json::to_vec(&resumed.to_wire()).expect("strings are JSON");
+        let answer = self.host_call(host, &RESUMED, body).await?;
+        let answer: ResumedAnswer = parsed(RESUMED.name, &answer)?;
+        Ok(answer.hooks.iter().map(|hook| words(hook)).collect())
+    }
+
+    async fn host_call(&self, host: HostKey<'_>, call: &HostCall, body: Vec<u8>) -> Result<Bytes, EnvdError> {
         let stream = self.connect(CONNECT_LIMIT).await.map_err(EnvdError::Unreachable)?;
-        http1::exchange(stream, request, call, HOST_CALL_LIMIT).await
+        let request = signed(host, self.nonces.next(), call.path, body);
+        http1::exchange(stream, request, call.name, call.limit).await
     }
 }
 
-/// Strictly increasing within a sandbox's life as long as the host's clock is: nanoseconds since 1970.
-fn nonce() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+/// An answer that is JSON; anything else breaks the protocol.
+pub(super) fn parsed<T: DeserializeOwned>(call: &'static str, answer: &[u8]) -> Result<T, EnvdError> {
+    serde_json::from_slice(answer).map_err(|error| EnvdError::Protocol { call, detail: words(&error.to_string()) })
 }
 
-fn signed(host: HostKey<'_>, nonce: u64, path: &str, body: Vec<u8>) -> Request<Full<Bytes>> {
+pub(super) fn signed(host: HostKey<'_>, nonce: u64, path: &str, body: Vec<u8>) -> Request<Full<Bytes>> {
     let signature = host.key.sign(&host_call_message(host.id.as_str(), nonce, path, &body));
     Request::post(path)
         .header("host", "guest")

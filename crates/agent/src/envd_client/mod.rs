@@ -1,17 +1,23 @@
 //! The way into a guest: its agent, envd, on port 49983.
 //!
 //! ```text
-//!   EnvdClient ── dial ──► TCP, opened inside of the sandbox's network namespace
+//!   EnvdClient ── dial ──► TCP, opened inside of the sandbox's network namespace, or through the agent that may do so
 //!      wait_ready   GET /health, short attempts until it answers
-//!      host call    POST /init …, signed with the instance's key
+//!      host calls   POST /init …, signed with the instance's key, each with a nonce
+//!      set_clock    POST /clock, until the guest's clock is close enough
 //!      start        process.Process/Start over HTTP/2: a stream of events
+//!      attach       process.Process/Connect: the same of a process that runs already
 //! ```
 //!
 //! The guest is not trusted: each answer is bounded in size and in time, and what it says is reported as its words.
 
+mod clock;
 mod exec;
 mod host_call;
 mod http1;
+mod input;
+mod nonces;
+mod process;
 
 use std::fmt;
 use std::io;
@@ -19,12 +25,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout_at};
 use wrenn_proto::envd::PORT;
 
-pub use exec::{Command, Exec, ExecEnd, ExecEvent, Input, NotStarted};
-pub use host_call::{HostKey, Init};
+use crate::host_agent::Tunnel;
+
+pub use clock::ClockReading;
+pub use exec::{Command, Exec, ExecEnd, ExecEvent, NotStarted, Output};
+pub use host_call::{HostKey, Init, Resumed};
+pub use input::{Input, TerminalSize};
+pub use nonces::Nonces;
+pub use process::RunningProcess;
 
 /// How long one attempt to reach a guest that is still booting may take. A SYN sent before the guest's network is up is
 /// repeated by the kernel only after a second: many short attempts find it sooner.
@@ -75,10 +86,21 @@ pub enum EnvdError {
         /// Its words, at most [`MESSAGE_CHARS_MAX`] characters.
         message: String,
     },
+    /// Its clock was measured and stepped, and is still not known to be right.
+    #[error(
+        "the guest's clock cannot be brought within {} ms of the host's: at best it was up to {} ms off; is the host too busy?",
+        .within.as_millis(), .best.off_by_at_most().as_millis()
+    )]
+    ClockOff {
+        /// How close it should be.
+        within: Duration,
+        /// The best measurement.
+        best: ClockReading,
+    },
 }
 
-/// What is kept of a guest's error text, in characters.
-pub const MESSAGE_CHARS_MAX: usize = 500;
+/// What is kept of a guest's error text, in characters: a kilobyte of a hook's complaints, and whose they are.
+pub const MESSAGE_CHARS_MAX: usize = 1500;
 
 /// A guest's words, made fit to be shown: bounded, control characters escaped.
 fn words(text: &str) -> String {
@@ -92,7 +114,7 @@ fn words(text: &str) -> String {
 #[async_trait]
 pub trait Dial: Send + Sync + fmt::Debug {
     /// A connection to `port` of the guest within `limit`. Cancel safe.
-    async fn dial(&self, port: u16, limit: Duration) -> io::Result<TcpStream>;
+    async fn dial(&self, port: u16, limit: Duration) -> io::Result<Tunnel>;
 }
 
 /// A guest's agent, as the host speaks to it. Cheap to clone; opens connections as it needs them.
@@ -100,15 +122,22 @@ pub trait Dial: Send + Sync + fmt::Debug {
 pub struct EnvdClient {
     dial: Arc<dyn Dial>,
     access_token: String,
+    nonces: Nonces,
 }
 
 impl EnvdClient {
-    /// The agent reached by `dial`, which will be, or was, given `access_token`.
-    pub fn new(dial: Arc<dyn Dial>, access_token: String) -> Self {
-        Self { dial, access_token }
+    /// The agent reached by `dial`, which will be, or was, given `access_token`. Signed calls are numbered from `nonces`,
+    /// which all clients of one guest must share.
+    pub fn new(dial: Arc<dyn Dial>, access_token: String, nonces: Nonces) -> Self {
+        Self { dial, access_token, nonces }
     }
 
-    async fn connect(&self, limit: Duration) -> io::Result<TcpStream> {
+    /// The numbers of its signed calls.
+    pub fn nonces(&self) -> &Nonces {
+        &self.nonces
+    }
+
+    async fn connect(&self, limit: Duration) -> io::Result<Tunnel> {
         self.dial.dial(PORT, limit).await
     }
 

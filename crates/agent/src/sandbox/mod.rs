@@ -1,55 +1,54 @@
-//! A sandbox's life, from the request to the last file.
+//! A sandbox's life, step by step: from the request to the last file.
 //!
 //! ```text
-//!   Request ─► begun (id, folder, lock, manifest) ─► networked ─► disked ─► booted ─► ready ─► Sandbox
-//!                 └──────────────┴──────────┴─────────┴────────┴── any failure ──► Parts::destroy ─► gone
+//!   CreateRequest ─► begun ─► networked ─► disked ─► launched ─► ready ─► Sandbox ──pause──► Parts (a generation)
+//!                                                                            ▲                   │
+//!                                                                            └──────resume───────┘
 //! ```
 //!
-//! [`Parts`] is what exists of a sandbox on the host at any moment; destroying it takes down whatever is there, in the
-//! reverse order. Its slot is written into the manifest before anything of it is used, and so is `destroying` before
-//! anything is taken down; what a crash leaves is found by [`crate::reconcile`].
+//! [`Parts`] is what exists of a sandbox on the host at any moment; [`Sandbox`] is one whose VM runs and is under control.
+//! Each step is written into the manifest before it is done, and each failure leaves what an ordinary request could have
+//! left: a creation nothing, a pause a running sandbox or one that needs a repair, a resume a sandbox at rest. What a crash
+//! leaves is found by [`adopt`]. *Whether* a step may be done is [`crate::policy`]'s; who asks for it, and what waits
+//! meanwhile, is [`crate::manager`]'s.
 
+pub(crate) mod adopt;
 mod create;
 mod parts;
+pub(crate) mod pause;
 mod pulse;
 mod request;
+pub(crate) mod resume;
+mod rise;
 mod room;
 
-use std::path::PathBuf;
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use wrenn_engine::cgroup::OutOfMemory;
 use wrenn_engine::names::SandboxId;
+use wrenn_engine::network::{Connector, Lease};
 use wrenn_engine::storage::Backend;
-use wrenn_engine::vmm::{Description, Incident, Machine, VmEnd};
+use wrenn_engine::vmm::{Description, Incident, Machine, VmEnd, VmmError};
 
 use self::pulse::Pulse;
 use self::room::{News, Room};
 use crate::envd_client::EnvdClient;
 
-pub use create::{Cancel, CreateError, create};
-pub use parts::Parts;
+pub use create::{Begun, Cancel, CreateError, Owner, begin, create, finish};
+pub use parts::{Parts, TakeDownError};
+pub use pause::PauseError;
 pub use request::{CheckedShape, HostFacts, Problem, Problems, Shape};
+pub use resume::ResumeError;
 
-/// What is asked of a new sandbox.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// Name or id of the template.
-    pub template: String,
-    /// A kernel image to boot instead of the prepared one.
-    pub kernel: Option<PathBuf>,
-    /// Its size.
-    pub shape: Shape,
-    /// How long the guest may take to become ready.
-    pub ready_limit: Duration,
-}
+use self::rise::Risen;
 
 /// One phase of a sandbox's life and how long it took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// Which phase.
-    pub phase: &'static str,
+    pub phase: Cow<'static, str>,
     /// Wall time.
     pub took: Duration,
 }
@@ -71,13 +70,18 @@ impl Stopwatch {
     /// Ends `phase`, and begins the next.
     pub fn lap(&mut self, phase: &'static str) {
         let now = Instant::now();
-        self.timings.push(Timing { phase, took: now - self.last });
+        self.timings.push(Timing { phase: phase.into(), took: now - self.last });
         self.last = now;
     }
 
     /// What was measured so far.
     pub fn timings(&self) -> &[Timing] {
         &self.timings
+    }
+
+    /// What was measured.
+    pub fn into_timings(self) -> Vec<Timing> {
+        self.timings
     }
 }
 
@@ -104,6 +108,9 @@ pub enum Trouble {
     DiskError(String),
 }
 
+/// How long the shim has to tell of an end that was noticed otherwise.
+const END_WORD_LIMIT: Duration = Duration::from_millis(500);
+
 /// A sandbox whose guest is ready.
 pub struct Sandbox {
     id: SandboxId,
@@ -118,6 +125,62 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
+    /// The one that `risen` has just brought up.
+    fn new(parts: Parts, risen: Risen, watch: Stopwatch) -> Self {
+        let Risen { envd, machine, ended } = risen;
+        Self {
+            id: parts.manifest.id.clone(),
+            envd,
+            vmm: parts.manifest.vmm.clone(),
+            machine,
+            ended,
+            room: Room::of(&parts),
+            pulse: Pulse::of(&parts),
+            parts,
+            watch,
+        }
+    }
+
+    /// What there is of it on the host; control over its VM is given up.
+    pub(crate) fn into_parts(self) -> Parts {
+        self.parts
+    }
+
+    /// What there is of it on the host.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// What there is of it on the host, to be changed.
+    pub(crate) fn parts_mut(&mut self) -> &mut Parts {
+        &mut self.parts
+    }
+
+    /// What makes connections to its guest.
+    pub(crate) fn connector(&self) -> Option<Connector> {
+        self.parts.lease.as_ref().map(Lease::connector)
+    }
+
+    /// How long each phase of its life took so far.
+    pub fn timings(&self) -> &[Timing] {
+        self.watch.timings()
+    }
+
+    /// Whether its VM has ended by now.
+    async fn vm_has_ended(&mut self) -> bool {
+        tokio::time::timeout(END_WORD_LIMIT, &mut self.ended).await.is_ok()
+    }
+
+    /// Lets its CPUs go on after its disk found no room; when there is none still, it says so again.
+    pub(crate) async fn try_again(&mut self) -> Result<(), VmmError> {
+        if self.room.is_lacking() { Ok(()) } else { self.machine.thaw().await }
+    }
+
+    /// Lets go of it and leaves it as it is: the next agent adopts it.
+    pub(crate) fn leave(self) {
+        self.parts.leave();
+    }
+
     /// Which sandbox.
     pub fn id(&self) -> &SandboxId {
         &self.id
@@ -184,7 +247,8 @@ impl Sandbox {
     /// Takes it down; nothing of it is left. Answers how long each phase of its life took.
     pub async fn destroy(self) -> Vec<Timing> {
         let Self { parts, mut watch, .. } = self;
-        parts.destroy(&mut watch).await;
+        // What failed was logged, and the next start goes on.
+        parts.destroy(&mut watch).await.ok();
         watch.timings
     }
 

@@ -1,18 +1,29 @@
-//! What exists of a sandbox on the host, and taking it down.
+//! What exists of a sandbox on the host, and taking it down, piece by piece.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use wrenn_engine::cgroup::{Cgroup, OutOfMemory};
-use wrenn_engine::network::Lease;
-use wrenn_engine::storage::{Backend, Disk, Storage};
+use wrenn_engine::cgroup::{Cgroup, CgroupError, OutOfMemory};
+use wrenn_engine::network::{Lease, NetworkError};
+use wrenn_engine::storage::{self, Backend, Disk, StorageError};
 use wrenn_engine::vmm::Shim;
 use wrenn_proto::shim::ring;
+use wrenn_sys::process;
 
 use super::Stopwatch;
-use crate::instance::Places;
+use crate::envd_client::EnvdClient;
+use crate::faults::{Injected, Step};
+use crate::generation::{Generation, Generations, Number};
+use crate::host::Host;
+use crate::host_agent::{Stat, Timeout, with_causes};
+use crate::instance::{InstanceError, Places};
 use crate::lock::Lock;
-use crate::manifest::{Manifest, State};
+use crate::manifest::{Manifest, ManifestError, MemoryBase, State, unix_ms};
+use crate::reconcile;
+
+/// Numbers of signed calls (nanoseconds, mostly) that are taken for used: a minute.
+const NONCES_AHEAD: u64 = 60_000_000_000;
 
 /// What exists of a sandbox. The order of the fields is the order of teardown: the VM holds disk and network.
 pub struct Parts {
@@ -23,56 +34,256 @@ pub struct Parts {
     pub(super) lease: Option<Lease>,
     pub(super) places: Places,
     pub(super) manifest: Manifest,
-    storage: Arc<dyn Storage>,
+    pub(super) host: Arc<Host>,
     /// Held until the last file is gone: who finds the lock free finds an orphan.
     _lock: Lock,
 }
 
+/// A piece that cannot be taken down.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeDownError {
+    /// The control group.
+    #[error("cannot remove the control group of the sandbox")]
+    Cgroup(#[from] CgroupError),
+    /// The network.
+    #[error("cannot take down the network of the sandbox")]
+    Network(#[from] NetworkError),
+    /// The instance's files.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// The disk.
+    #[error("cannot let go of the disk of the sandbox")]
+    Disk(#[from] StorageError),
+    /// Asked for by a test.
+    #[error(transparent)]
+    Injected(#[from] Injected),
+}
+
 impl Parts {
+    /// A sandbox that has its folders and its manifest, and nothing else yet.
+    pub(crate) fn new(host: Arc<Host>, places: Places, manifest: Manifest, lock: Lock) -> Self {
+        Self { shim: None, cgroup: None, disk: None, lease: None, places, manifest, host, _lock: lock }
+    }
+
+    /// What is written down of it.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
     /// What its disk is made of.
     pub(super) fn storage(&self) -> Backend {
-        self.storage.backend()
+        self.host.storage.backend()
     }
 
-    /// A sandbox that has its folders and its manifest, and nothing else yet.
-    pub(super) fn new(storage: Arc<dyn Storage>, places: Places, manifest: Manifest, lock: Lock) -> Self {
-        Self { shim: None, cgroup: None, disk: None, lease: None, places, manifest, storage, _lock: lock }
+    pub(super) fn generations(&self) -> Generations {
+        Generations::of(&self.places.dir)
     }
 
-    /// Takes down what is there. What fails is logged; what is left then is in the folder, whose lock is free once this
-    /// returns, and the next start tries again. So the folder stays as long as anything else does.
-    pub async fn destroy(mut self, watch: &mut Stopwatch) {
-        self.manifest.state = State::Destroying;
-        if let Err(error) = self.manifest.write(&self.places.manifest()) {
+    /// `step` was just done.
+    pub(super) fn reached(&self, step: Step) -> Result<(), Injected> {
+        self.host.faults.at(step, self.shim.as_ref())
+    }
+
+    /// Writes down that it is in `state`.
+    pub(crate) fn note(&mut self, state: State) -> Result<(), ManifestError> {
+        self.manifest.state = state;
+        self.write()
+    }
+
+    pub(crate) fn write(&mut self) -> Result<(), ManifestError> {
+        self.manifest.write(&self.places.manifest())
+    }
+
+    /// Writes down that a piece that was taken down is gone, in memory only: the next write makes it durable.
+    pub(super) fn forget_vm(&mut self) {
+        self.manifest.memory_base = None;
+    }
+
+    /// The VM and all its processes have ended afterwards. Idempotent.
+    pub(super) async fn end_vm(&mut self) -> Result<(), TakeDownError> {
+        let shim = self.shim.take();
+        let (host, places) = (Arc::clone(&self.host), self.places.clone());
+        blocking(move || match shim {
+            Some(shim) if shim.is_child() => shim.end(),
+            Some(_) | None => reconcile::end_vm(&host.instance, &places),
+        })
+        .await;
+        if let Some(cgroups) = &self.host.cgroups {
+            let cgroup = self.cgroup.take().unwrap_or_else(|| cgroups.at(&self.manifest.id));
+            blocking(move || cgroup.destroy()).await?;
+        }
+        self.forget_vm();
+        Ok(())
+    }
+
+    /// The network is free afterwards, also one that an earlier process has left.
+    pub(super) async fn free_network(&mut self) -> Result<(), TakeDownError> {
+        let network = &self.host.network;
+        match (self.lease.take(), self.manifest.slot) {
+            (Some(lease), _) => lease.destroy().await?,
+            (None, Some(slot)) => match network.adopt(slot).await {
+                Ok(lease) => lease.destroy().await?,
+                // Half of it, or nothing any more: then by the names of what is there.
+                Err(_not_whole) => {
+                    let mut kept = reconcile::kept_slots(&self.host.instance)?;
+                    kept.remove(&slot);
+                    network.sweep(&kept).await?;
+                }
+            },
+            (None, None) => {}
+        }
+        self.manifest.slot = None;
+        Ok(())
+    }
+
+    /// The disk's devices are gone afterwards, its live file stays.
+    pub(super) async fn detach_disk(&mut self) -> Result<(), TakeDownError> {
+        if let Some(disk) = self.disk.clone() {
+            let storage = Arc::clone(&self.host.storage);
+            blocking(move || storage.detach(&disk)).await?;
+        }
+        Ok(())
+    }
+
+    /// The live disk is gone afterwards.
+    pub(super) async fn remove_disk(&mut self) -> Result<(), TakeDownError> {
+        if let Some(disk) = self.disk.clone() {
+            let storage = Arc::clone(&self.host.storage);
+            blocking(move || storage.remove(&disk)).await?;
+        }
+        self.disk = None;
+        self.manifest.disk = None;
+        Ok(())
+    }
+
+    /// Takes down what is there, and all files. What fails is logged; what is left then is in the folder, whose lock is free
+    /// once this returns, and the next start tries again. So the folder stays as long as anything else does.
+    pub async fn destroy(mut self, watch: &mut Stopwatch) -> Result<(), TakeDownError> {
+        if let Err(error) = self.note(State::Destroying) {
             tracing::warn!(%error, "cannot note that a sandbox is being destroyed");
         }
-        if let Some(shim) = self.shim.take() {
-            blocking(move || shim.end()).await;
-        }
-        if let Some(cgroup) = self.cgroup.take()
-            && let Err(error) = blocking(move || cgroup.destroy()).await
-        {
-            tracing::error!(sandbox = %self.manifest.id, %error, "cannot remove the control group of a sandbox");
-            return;
-        }
-        watch.lap("end vmm");
-        if let Some(lease) = self.lease.take()
-            && let Err(error) = lease.destroy().await
-        {
-            tracing::error!(sandbox = %self.manifest.id, %error, "cannot take down the network of a sandbox");
-            return;
-        }
-        watch.lap("end network");
-        if let Some(disk) = self.disk.take() {
-            let storage = Arc::clone(&self.storage);
-            if let Err(error) = blocking(move || storage.remove(&disk)).await {
-                tracing::error!(sandbox = %self.manifest.id, %error, "cannot remove the disk of a sandbox");
-                return;
+        let taken_down = self.take_all_down(watch).await;
+        match &taken_down {
+            Ok(()) => {
+                Self::remove_folders(&self.places);
+                watch.lap("end files");
+            }
+            Err(error) => {
+                let error = error as &dyn std::error::Error;
+                tracing::error!(sandbox = %self.manifest.id, error, "a sandbox is not wholly destroyed; the next start goes on");
             }
         }
+        taken_down
+    }
+
+    async fn take_all_down(&mut self, watch: &mut Stopwatch) -> Result<(), TakeDownError> {
+        self.reached(Step::DestroyBegun)?;
+        self.end_vm().await?;
+        self.reached(Step::DestroyEnded)?;
+        watch.lap("end vmm");
+        self.free_network().await?;
+        self.reached(Step::DestroyFreed)?;
+        watch.lap("end network");
+        self.remove_disk().await?;
+        self.reached(Step::DestroyDisk)?;
         watch.lap("end disk");
-        Self::remove_folders(&self.places);
-        watch.lap("end files");
+        Ok(())
+    }
+
+    /// Its VM is gone: what it had on the host is taken down, and its disk kept.
+    pub(crate) async fn stop(&mut self, reason: String) {
+        let taken_down = async {
+            self.end_vm().await?;
+            self.free_network().await?;
+            self.detach_disk().await
+        };
+        match taken_down.await {
+            Ok(()) => {
+                self.clear_run_dir();
+                self.note_or_warn(State::Stopped { reason });
+            }
+            Err(error) => self.needs_repair(&error),
+        }
+    }
+
+    /// A step could be neither finished nor undone; `repair` goes on from the state it is in.
+    pub(crate) fn needs_repair(&mut self, why: &(dyn std::error::Error + 'static)) {
+        let reason = with_causes(why);
+        tracing::error!(sandbox = %self.manifest.id, reason, "a sandbox needs a repair: `wrenn repair`");
+        let was = match self.manifest.state.clone() {
+            State::NeedsRepair { was, .. } => was,
+            state => Box::new(state),
+        };
+        self.note_or_warn(State::NeedsRepair { reason, was });
+    }
+
+    /// Where a state is noted that follows from what there is: a crash before it is durable makes the next agent find the same.
+    fn note_or_warn(&mut self, state: State) {
+        if let Err(error) = self.note(state) {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(sandbox = %self.manifest.id, error, "cannot note the state of a sandbox");
+        }
+    }
+
+    /// Its time starts to run.
+    pub(super) fn start_clock(&mut self) {
+        self.manifest.deadline_unix_ms = self.manifest.timeout_ms.map(|timeout| unix_ms().saturating_add(timeout));
+    }
+
+    /// Another deadline, counted from now.
+    pub(crate) fn set_timeout(&mut self, timeout: Timeout) -> Result<(), ManifestError> {
+        self.manifest.timeout_ms = timeout.after.map(|after| after.as_millis() as u64);
+        self.manifest.on_timeout = timeout.on_timeout.unwrap_or(self.manifest.on_timeout);
+        self.start_clock();
+        self.write()
+    }
+
+    /// What it takes of the host.
+    pub(crate) fn stat(&self) -> Result<Stat, StorageError> {
+        let vmm_pid = self.shim.as_ref().and_then(|shim| shim.vmm_pid().ok().flatten());
+        // A process that ends while it is looked at takes nothing.
+        let usage = vmm_pid.and_then(|pid| process::usage(pid).ok());
+        let live = self.disk.as_ref().filter(|disk| disk.path.exists());
+        let live_bytes = match live.map(|disk| self.host.storage.status(disk)).transpose()? {
+            Some(status) => status.own_bytes,
+            None => 0,
+        };
+        // A template that is gone takes nothing.
+        let template = self.host.images.template(&self.manifest.template).ok();
+        let shared = template.map_or(Ok(0), |template| storage::allocated_bytes(&template.rootfs))?;
+        let kept = self.generations().allocated();
+        Ok(Stat {
+            memory_bytes: usage.map(|usage| usage.resident_bytes),
+            cpu_ms: usage.map(|usage| usage.cpu.as_millis() as u64),
+            disk_own_bytes: live_bytes + kept.disk_bytes + kept.memory_bytes,
+            disk_shared_bytes: shared,
+            memory_file_bytes: kept.memory_bytes,
+            vmm_pid,
+        })
+    }
+
+    /// The numbers of signed calls that were used, and those that may be before this is done again, are written down with
+    /// the next write: a guest takes none that is not larger, also from a host whose clock was set back.
+    pub(super) fn keep_nonces(&mut self, envd: &EnvdClient) {
+        self.reserve_nonces(envd.nonces().ceiling());
+    }
+
+    /// As [`Parts::keep_nonces`], of numbers below `ceiling`.
+    pub(super) fn reserve_nonces(&mut self, ceiling: u64) {
+        self.manifest.nonces_below = self.manifest.nonces_below.max(ceiling).saturating_add(NONCES_AHEAD);
+    }
+
+    /// Removes what the sandbox needs no more of its generations.
+    pub(crate) fn collect_garbage(&self) {
+        let generations = self.generations();
+        generations.keep_only(&needed(&self.manifest, &generations));
+        // The disk of the generation whose memory is in use was copied.
+        if let (State::Running, Some(MemoryBase::Generation(number))) =
+            (&self.manifest.state, self.manifest.memory_base)
+            && !self.manifest.disk.as_ref().is_some_and(|disk| disk.beneath.contains(&number))
+        {
+            generations.folder(number).remove_disk();
+        }
     }
 
     /// Removes both folders of a sandbox; the one with the manifest last.
@@ -81,6 +292,13 @@ impl Parts {
             if let Err(error) = remove_folder(folder) {
                 tracing::warn!(path = %folder.display(), %error, "cannot remove a sandbox's folder");
             }
+        }
+    }
+
+    /// Removes the sockets of a VM that has ended.
+    pub(super) fn clear_run_dir(&self) {
+        if let Err(error) = remove_folder(&self.places.run_dir) {
+            tracing::warn!(path = %self.places.run_dir.display(), %error, "cannot remove the sockets of a sandbox");
         }
     }
 
@@ -95,12 +313,48 @@ impl Parts {
         }
     }
 
-    pub(super) fn console_tail(&self, bytes_max: u64) -> Vec<u8> {
+    /// The last bytes of the serial console, also of a VM that has ended.
+    pub fn console_tail(&self, bytes_max: u64) -> Vec<u8> {
         ring::read_tail(&self.places.console(), bytes_max).map(|tail| tail.data).unwrap_or_default()
+    }
+
+    /// What the memory of its VM is mapped over.
+    pub(super) fn record_memory(&mut self, base: MemoryBase) {
+        self.manifest.memory_base = Some(base);
+    }
+
+    /// Lets go of everything, and leaves it as it is: the next agent adopts it.
+    pub(crate) fn leave(self) {
+        if let Some(lease) = self.lease {
+            lease.leave();
+        }
+        if let Some(shim) = self.shim {
+            shim.leave();
+        }
     }
 }
 
-fn remove_folder(folder: &Path) -> std::io::Result<()> {
+/// The generations that a sandbox rests as, runs on, or will go on from.
+fn needed(manifest: &Manifest, generations: &Generations) -> BTreeSet<Number> {
+    let mut needed: BTreeSet<Number> = manifest.disk.iter().flat_map(|disk| disk.beneath.iter().copied()).collect();
+    if let Some(MemoryBase::Generation(number)) = manifest.memory_base {
+        needed.insert(number);
+    }
+    if let Some(number) = manifest.state.generation() {
+        needed.insert(number);
+        // One that cannot be read may build on any.
+        match Generation::read(&generations.folder(number)) {
+            Ok(generation) => {
+                needed.extend(generation.disk.beneath.iter().copied());
+                needed.extend(generation.memory.and_then(|memory| memory.builds_on));
+            }
+            Err(_) => needed.extend(generations.numbers()),
+        }
+    }
+    needed
+}
+
+pub(crate) fn remove_folder(folder: &Path) -> std::io::Result<()> {
     match std::fs::remove_dir_all(folder) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -1,0 +1,533 @@
+//! A generation: a sandbox at rest, as files that nobody changes any more.
+//!
+//! ```text
+//!   generations/3.new/          being made: whatever is there after a crash is either finished or thrown away
+//!   generations/3/
+//!     generation.json           what it is made for and of; sealed, written last
+//!     memory/                   none where only the disk was kept
+//!       devices                 the state of CPUs and devices
+//!       memory, …               the memory, or what changed since the generation that this one builds on
+//!                               (see wrenn_engine::memory)
+//!     disk, disk.sums           what the sandbox wrote on its disk
+//! ```
+//!
+//! It appears by a rename and is whole from then on. What it was made with (VMM, kernel, CPU) is compared before anything
+//! of it is used. A generation is removed when the sandbox neither rests as it, nor runs on its memory or disk, nor has a
+//! generation that builds on it ([`garbage`]).
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use wrenn_engine::memory::Files;
+use wrenn_engine::names::SandboxId;
+use wrenn_engine::storage::{Layer, LayerFormat};
+use wrenn_engine::units::Mib;
+use wrenn_engine::vmm::{Description, GuestCpu};
+
+use crate::durable::{self, SealError};
+
+/// Version of generation.json that is written and read here.
+pub const FORMAT: u32 = 1;
+/// Longest generation.json taken, in bytes.
+const BYTES_MAX: u64 = 64 * 1024;
+/// Longest state of devices taken, in bytes.
+const DEVICES_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// The number of a generation of one sandbox: from 1, each larger than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Number(u32);
+
+impl Number {
+    /// Before the first.
+    pub const NONE: Self = Self(0);
+    /// The first.
+    pub const FIRST: Self = Self(1);
+
+    /// The one after this.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.checked_add(1).expect("nobody pauses a sandbox four billion times"))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        text.parse().ok().filter(|number: &u32| number.to_string() == text && *number > 0).map(Self)
+    }
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// What a generation has of the sandbox's memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    /// The generation on whose memory this one's builds, if it is not whole by itself.
+    pub builds_on: Option<Number>,
+    /// Bytes of `devices`.
+    pub devices_bytes: u64,
+    /// Their hash, in hexadecimal.
+    pub devices_sha256: String,
+    /// The CPU that the guest saw.
+    pub cpu: GuestCpu,
+}
+
+/// What a generation has of the sandbox's disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// How its file is kept.
+    pub format: LayerFormat,
+    /// Size as the guest sees it, in bytes.
+    pub size_bytes: u64,
+    /// Generations whose disks lie beneath, lowest first; beneath these is the template's image.
+    pub beneath: Vec<Number>,
+}
+
+/// A sandbox at rest, as it is kept in generation.json.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Generation {
+    /// [`FORMAT`].
+    pub version: u32,
+    /// Whose it is.
+    pub sandbox: SandboxId,
+    /// Its number.
+    pub number: Number,
+    /// Unix time at which it was captured, in milliseconds.
+    pub created_unix_ms: u64,
+    /// What ran the VM.
+    pub vmm: Description,
+    /// The kernel set it ran.
+    pub kernel: String,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Guest memory.
+    pub memory_mib: Mib,
+    /// Its memory; `None` where only the disk was kept.
+    pub memory: Option<Memory>,
+    /// Its disk.
+    pub disk: Disk,
+}
+
+/// Why a generation cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerationError {
+    /// A file operation failed.
+    #[error("cannot {step} {path}")]
+    Io {
+        /// What was being done.
+        step: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// A file is not there.
+    #[error("{path} is missing: the sandbox cannot come back as it was; destroy it, or put the file back")]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Its description is not readable.
+    #[error("{path} is damaged")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: SealError,
+    },
+    /// A file is not as it was written.
+    #[error("{path} is damaged: {detail}")]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Another version of wrenn wrote it.
+    #[error("{path} has version {found}; this wrenn reads version {FORMAT}, use the one that wrote it")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// What was captured does not run on this host as it is now.
+    #[error("the sandbox was paused with {field} {captured}, and this host has {here}; {remedy}")]
+    Mismatch {
+        /// What differs.
+        field: &'static str,
+        /// What it was.
+        captured: String,
+        /// What it is.
+        here: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+}
+
+/// What a captured VM needs to go on.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer<'a> {
+    /// The VMM of this host.
+    pub vmm: &'a Description,
+    /// The CPU that its guests see.
+    pub cpu: &'a GuestCpu,
+    /// What its storage makes of disks.
+    pub storage: LayerFormat,
+}
+
+impl Generation {
+    /// Writes it durably into `folder`.
+    pub fn write(&self, folder: &Folder) -> Result<(), GenerationError> {
+        assert_eq!(self.version, FORMAT, "only this version's generations are made");
+        let path = folder.manifest();
+        durable::replace(&path, &durable::seal(self)).map_err(failed("write", &path))
+    }
+
+    /// Reads the one in `folder`.
+    pub fn read(folder: &Folder) -> Result<Self, GenerationError> {
+        let path = folder.manifest();
+        let text = durable::read(&path, BYTES_MAX).map_err(failed("read", &path))?;
+        let text = text.ok_or_else(|| GenerationError::Missing { path: path.clone() })?;
+        let damaged = |source| GenerationError::Damaged { path: path.clone(), source };
+        let Version { version } = durable::unseal(&text).map_err(damaged)?;
+        if version != FORMAT {
+            return Err(GenerationError::Version { path, found: version });
+        }
+        durable::unseal(&text).map_err(damaged)
+    }
+
+    /// Whether what was captured runs with what this host offers. What has no memory runs with every VMM and CPU.
+    pub fn check_fits(&self, offer: Offer<'_>) -> Result<(), GenerationError> {
+        let vmm = |vmm: &Description| format!("{} {} ({})", vmm.driver, vmm.version, vmm.accel);
+        let cpu = |cpu: &GuestCpu| format!("{cpu:?}");
+        let differs = |field, captured: String, here: String, remedy| {
+            Err(GenerationError::Mismatch { field, captured, here, remedy })
+        };
+        if self.disk.format != offer.storage {
+            let remedy = "run the agent with that storage (--storage)";
+            return differs("the disk as", self.disk.format.to_string(), offer.storage.to_string(), remedy);
+        }
+        let Some(memory) = &self.memory else { return Ok(()) };
+        if self.vmm != *offer.vmm {
+            let remedy = "run the agent with that VMM (--vmm, --accel, WRENN_QEMU, WRENN_FIRECRACKER)";
+            return differs("the VMM", vmm(&self.vmm), vmm(offer.vmm), remedy);
+        }
+        if memory.cpu != *offer.cpu {
+            let remedy = "resume it on a host with that CPU";
+            return differs("the CPU", cpu(&memory.cpu), cpu(offer.cpu), remedy);
+        }
+        Ok(())
+    }
+
+    /// Compares the state of the devices with what was captured.
+    pub fn check_devices(&self, folder: &Folder) -> Result<(), GenerationError> {
+        let Some(memory) = &self.memory else { return Ok(()) };
+        let path = folder.devices();
+        let (bytes, sha256) = hash_devices(&path)?;
+        let changed = |detail: String| Err(GenerationError::Changed { path: path.clone(), detail });
+        if bytes != memory.devices_bytes {
+            return changed(format!("it has {bytes} bytes, and had {}", memory.devices_bytes));
+        }
+        if sha256 != memory.devices_sha256 { changed("its checksum does not match".to_owned()) } else { Ok(()) }
+    }
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+/// Length and hash of a state of devices.
+pub fn hash_devices(path: &Path) -> Result<(u64, String), GenerationError> {
+    let bytes = durable::read(path, DEVICES_BYTES_MAX).map_err(failed("read", path))?;
+    let bytes = bytes.ok_or_else(|| GenerationError::Missing { path: path.to_owned() })?;
+    Ok((bytes.len() as u64, hex::encode(Sha256::digest(&bytes))))
+}
+
+impl GenerationError {
+    pub(crate) fn io(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        failed(step, path)
+    }
+}
+
+fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> GenerationError {
+    let path = path.to_owned();
+    move |source| match source.kind() {
+        io::ErrorKind::NotFound => GenerationError::Missing { path },
+        _other_kinds => GenerationError::Io { step, path, source },
+    }
+}
+
+/// The folder of one generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// What it is made for and of.
+    pub fn manifest(&self) -> PathBuf {
+        self.0.join("generation.json")
+    }
+
+    /// The state of CPUs and devices.
+    pub fn devices(&self) -> PathBuf {
+        self.memory().join("devices")
+    }
+
+    /// The folder of the memory.
+    pub fn memory(&self) -> PathBuf {
+        self.0.join("memory")
+    }
+
+    /// The files of the memory.
+    pub fn memory_files(&self) -> Files {
+        Files::in_folder(&self.memory())
+    }
+
+    /// The disk.
+    pub fn disk(&self) -> PathBuf {
+        self.0.join("disk")
+    }
+
+    /// The disk's checksums.
+    pub fn disk_sums(&self) -> PathBuf {
+        self.0.join("disk.sums")
+    }
+
+    /// Removes the disk; one that is gone, or cannot be removed, is fine: it goes with the folder.
+    pub fn remove_disk(&self) {
+        for path in [self.disk(), self.disk_sums()] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "cannot remove a disk that nothing needs any more");
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+
+    /// The disk as a layer.
+    pub fn layer(&self, disk: &Disk) -> Layer {
+        Layer { path: self.disk(), format: disk.format, size_bytes: disk.size_bytes }
+    }
+}
+
+/// The generations of one sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generations(PathBuf);
+
+impl Generations {
+    /// Those in the sandbox's folder `dir`.
+    pub fn of(dir: &Path) -> Self {
+        Self(dir.join("generations"))
+    }
+
+    /// The folder of a generation that is whole.
+    pub fn folder(&self, number: Number) -> Folder {
+        Folder(self.0.join(number.to_string()))
+    }
+
+    /// The folder of one that is being made.
+    pub fn unfinished(&self, number: Number) -> Folder {
+        Folder(self.0.join(format!("{number}.new")))
+    }
+
+    /// Makes the folder of a new one; what an earlier attempt at it left is thrown away.
+    pub fn begin(&self, number: Number) -> Result<Folder, GenerationError> {
+        let folder = self.unfinished(number);
+        self.abandon(number)?;
+        let make = |path: &Path| {
+            use std::os::unix::fs::DirBuilderExt as _;
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make", path))
+        };
+        make(folder.path())?;
+        make(&folder.memory())?;
+        Ok(folder)
+    }
+
+    /// Makes a new one whole: durable from here on.
+    pub fn commit(&self, number: Number) -> Result<Folder, GenerationError> {
+        let (from, to) = (self.unfinished(number), self.folder(number));
+        durable::sync_folder(from.path()).map_err(failed("sync", from.path()))?;
+        fs::rename(from.path(), to.path()).map_err(failed("rename", from.path()))?;
+        durable::sync_folder(&self.0).map_err(failed("sync", &self.0))?;
+        Ok(to)
+    }
+
+    /// Throws an unfinished one away.
+    pub fn abandon(&self, number: Number) -> Result<(), GenerationError> {
+        remove(self.unfinished(number).path())
+    }
+
+    /// Whether this one is whole.
+    pub fn is_whole(&self, number: Number) -> bool {
+        self.folder(number).manifest().exists()
+    }
+
+    /// Those that are there, finished or not.
+    pub fn numbers(&self) -> Vec<Number> {
+        let Ok(entries) = fs::read_dir(&self.0) else { return Vec::new() };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter_map(|name| Number::parse(name.strip_suffix(".new").unwrap_or(&name))).collect()
+    }
+
+    /// What all of them take on the host.
+    pub fn allocated(&self) -> Allocated {
+        let mut sum = Allocated::default();
+        for number in self.numbers() {
+            for folder in [self.folder(number), self.unfinished(number)] {
+                sum.disk_bytes += allocated_in(folder.path());
+                sum.memory_bytes += allocated_in(&folder.memory());
+            }
+        }
+        sum
+    }
+
+    /// Removes every generation that is not in `needed`, finished or not. What cannot be removed is logged, and tried again
+    /// the next time.
+    pub fn keep_only(&self, needed: &BTreeSet<Number>) {
+        let Ok(entries) = fs::read_dir(&self.0) else { return };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        for name in garbage(names, needed) {
+            if let Err(error) = remove(&self.0.join(&name)) {
+                tracing::warn!(%error, generation = name, "cannot remove a generation that nothing needs any more");
+            }
+        }
+    }
+}
+
+/// What generations take on the host: allocated blocks × 512.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allocated {
+    /// Of disks and descriptions.
+    pub disk_bytes: u64,
+    /// Of memory and states of devices.
+    pub memory_bytes: u64,
+}
+
+/// What the files in a folder take; one that is gone meanwhile takes nothing.
+fn allocated_in(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    let metadata = entries.flatten().filter_map(|entry| entry.metadata().ok());
+    metadata.filter(fs::Metadata::is_file).map(|metadata| metadata.blocks() * 512).sum()
+}
+
+/// The entries of a folder of generations that go: those of ours that nobody needs; strange names are left alone.
+fn garbage(names: impl Iterator<Item = String>, needed: &BTreeSet<Number>) -> Vec<String> {
+    names
+        .filter(|name| {
+            let number = Number::parse(name.strip_suffix(".new").unwrap_or(name));
+            number.is_some_and(|number| !needed.contains(&number))
+        })
+        .collect()
+}
+
+fn remove(path: &Path) -> Result<(), GenerationError> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(GenerationError::Io { step: "remove", path: path.to_owned(), source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wrenn_engine::vmm::{Accel, DriverKind};
+
+    use super::*;
+
+    fn cpu(model: u32) -> GuestCpu {
+        GuestCpu { vendor: "v".to_owned(), family: 1, model, features: String::new(), tsc_mhz: None }
+    }
+
+    fn vmm(version: &str) -> Description {
+        Description { driver: DriverKind::Qemu, version: version.to_owned(), accel: Accel::Tcg }
+    }
+
+    fn generation() -> Generation {
+        Generation {
+            version: FORMAT,
+            sandbox: SandboxId::from_random([1; 18]),
+            number: Number::FIRST,
+            created_unix_ms: 1,
+            vmm: vmm("10.0.2"),
+            kernel: "k".to_owned(),
+            vcpus: 1,
+            memory_mib: Mib(128),
+            memory: Some(Memory {
+                builds_on: None,
+                devices_bytes: 4,
+                devices_sha256: hex::encode(Sha256::digest("abcd")),
+                cpu: cpu(1),
+            }),
+            disk: Disk { format: LayerFormat::Qcow2, size_bytes: 4096, beneath: Vec::new() },
+        }
+    }
+
+    #[test]
+    fn appears_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let generations = Generations::of(dir.path());
+        let folder = generations.begin(Number::FIRST).unwrap();
+        fs::write(folder.devices(), "abcd").unwrap();
+        generation().write(&folder).unwrap();
+        assert!(!generations.is_whole(Number::FIRST));
+        let folder = generations.commit(Number::FIRST).unwrap();
+        assert_eq!(Generation::read(&folder).unwrap(), generation());
+        generation().check_devices(&folder).unwrap();
+
+        fs::write(folder.devices(), "abce").unwrap();
+        let error = generation().check_devices(&folder).unwrap_err();
+        assert!(error.to_string().contains("devices is damaged"), "{error}");
+        fs::write(folder.devices(), "abc").unwrap();
+        assert!(matches!(generation().check_devices(&folder), Err(GenerationError::Changed { .. })));
+        fs::remove_file(folder.devices()).unwrap();
+        assert!(matches!(generation().check_devices(&folder), Err(GenerationError::Missing { .. })));
+
+        generations.begin(Number::FIRST.next()).unwrap();
+        generations.keep_only(&BTreeSet::from([Number::FIRST]));
+        assert!(generations.is_whole(Number::FIRST));
+        assert!(!generations.unfinished(Number::FIRST.next()).path().exists());
+    }
+
+    #[test]
+    fn another_vmm_or_cpu_is_refused_by_name() {
+        let (here, other) = (cpu(1), cpu(2));
+        let fits = |vmm: &Description, cpu| generation().check_fits(Offer { vmm, cpu, storage: LayerFormat::Qcow2 });
+        fits(&vmm("10.0.2"), &here).unwrap();
+        for (vmm, cpu, field) in [(vmm("10.1.0"), &here, "the VMM"), (vmm("10.0.2"), &other, "the CPU")] {
+            let error = fits(&vmm, cpu).unwrap_err();
+            assert!(matches!(&error, GenerationError::Mismatch { field: found, .. } if *found == field), "{error}");
+        }
+        let disk_only = Generation { memory: None, ..generation() };
+        let offer = Offer { vmm: &vmm("1"), cpu: &other, storage: LayerFormat::Qcow2 };
+        disk_only.check_fits(offer).unwrap();
+        assert!(disk_only.check_fits(Offer { storage: LayerFormat::DmCow, ..offer }).is_err());
+    }
+
+    #[test]
+    fn only_what_is_ours_and_not_needed_goes() {
+        let names = ["1", "2", "2.new", "3", "4.new", "x", "01", "0", "lost+found", "y.new"].map(str::to_owned);
+        let needed = BTreeSet::from([Number(2)]);
+        assert_eq!(garbage(names.into_iter(), &needed), ["1", "3", "4.new"]);
+    }
+}

@@ -1,0 +1,358 @@
+//! What can be asked of the agent of one host: the one interface for the command line, and later for a server.
+//!
+//! ```text
+//!   wrenn sandbox … ─► dyn HostAgent ─┬─► manager::Manager    in this process
+//!                                     └─► rpc::Remote ──Unix socket──► rpc::serve ─► Manager    in another one
+//! ```
+//!
+//! Types here are the domain's; the wire (`proto/hostagent`) is theirs alone who speak it. Each call is bounded by its own
+//! steps' deadlines; a caller that stops waiting changes nothing of what was begun, but for a [`Bond`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+use wrenn_engine::names::SandboxId;
+use wrenn_engine::storage::Backend;
+use wrenn_engine::units::Mib;
+use wrenn_engine::vmm::Description;
+
+use crate::policy::Denied;
+use crate::sandbox::{Shape, Timing};
+
+/// What happens to a sandbox when its time is up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    /// It is paused, and can be resumed.
+    Pause,
+    /// It is destroyed.
+    #[default]
+    Destroy,
+}
+
+/// A sandbox as somebody asks for it.
+#[derive(Clone, Debug)]
+pub struct CreateRequest {
+    /// Name or id of the template.
+    pub template: String,
+    /// A kernel image to boot instead of the prepared one; a path of the agent's host.
+    pub kernel: Option<PathBuf>,
+    /// Its size.
+    pub shape: Shape,
+    /// Environment of every process in it.
+    pub env: BTreeMap<String, String>,
+    /// Labels, which mean nothing to the agent.
+    pub metadata: BTreeMap<String, String>,
+    /// How long it runs until `on_timeout` happens, from its creation, its resume or the last change of this; `None` is
+    /// without end.
+    pub timeout: Option<Duration>,
+    /// What happens then.
+    pub on_timeout: OnTimeout,
+    /// How long the guest may take to become ready.
+    pub ready_limit: Duration,
+    /// Whether it lives only as long as the [`Bond`] that is returned.
+    pub bound: bool,
+}
+
+/// How a sandbox is paused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PauseOptions {
+    /// Keep the disk only: no memory, and a cold boot on resume.
+    pub disk_only: bool,
+}
+
+/// How a sandbox is resumed.
+#[derive(Clone, Copy, Debug)]
+pub struct ResumeOptions {
+    /// How long the guest may take to become ready.
+    pub ready_limit: Duration,
+    /// Another timeout than the one it had; that one is counted anew otherwise.
+    pub timeout: Option<Duration>,
+}
+
+/// Another timeout, counted from now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeout {
+    /// From now; `None` is without end.
+    pub after: Option<Duration>,
+    /// What happens then; as it was if `None`.
+    pub on_timeout: Option<OnTimeout>,
+}
+
+/// Where in its life a sandbox is, as it is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Being built.
+    Creating,
+    /// Its guest is ready.
+    Running,
+    /// Being put to rest.
+    Pausing,
+    /// At rest, with or without its memory.
+    Paused,
+    /// Coming back from rest.
+    Resuming,
+    /// Its VM ended without having been asked to: its disk is kept, its memory is lost; a resume boots it.
+    Stopped,
+    /// A step could be neither finished nor undone: nothing of it is lost, and `repair` goes on.
+    NeedsRepair,
+    /// Being taken down; never comes back.
+    Destroying,
+}
+
+impl Phase {
+    /// Its name, as in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Running => "running",
+            Self::Pausing => "pausing",
+            Self::Paused => "paused",
+            Self::Resuming => "resuming",
+            Self::Stopped => "stopped",
+            Self::NeedsRepair => "needs_repair",
+            Self::Destroying => "destroying",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A sandbox, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Which sandbox.
+    pub id: SandboxId,
+    /// Grows with each change.
+    pub revision: u64,
+    /// Where in its life it is.
+    pub phase: Phase,
+    /// Why, where it did not get there by a request.
+    pub reason: Option<String>,
+    /// Unix time of its creation, in milliseconds.
+    pub created_unix_ms: u64,
+    /// When its time is up, Unix milliseconds; `None` is never, or not while it is at rest.
+    pub deadline_unix_ms: Option<u64>,
+    /// What happens then.
+    pub on_timeout: OnTimeout,
+    /// Id of the template.
+    pub template: String,
+    /// Id of the kernel set.
+    pub kernel: String,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Guest memory.
+    pub memory: Mib,
+    /// Size of its disk.
+    pub disk: Mib,
+    /// What runs it.
+    pub vmm: Description,
+    /// What its disk is made of.
+    pub storage: Backend,
+    /// Labels.
+    pub metadata: BTreeMap<String, String>,
+    /// What its guest asks of who wants to use it.
+    pub access_token: String,
+}
+
+/// What a call changed.
+#[derive(Clone, Debug)]
+pub struct Changed {
+    /// The sandbox afterwards.
+    pub view: View,
+    /// How long each step took.
+    pub timings: Vec<Timing>,
+}
+
+/// A new sandbox.
+#[derive(Debug)]
+pub struct Created {
+    /// It, and how long each step took.
+    pub changed: Changed,
+    /// What it is bound to, if it was asked for so.
+    pub bond: Option<Bond>,
+}
+
+/// Holds a sandbox in life; dropping it has the sandbox destroyed, also when its holder is killed.
+pub struct Bond(Box<dyn Send + Sync>);
+
+impl Bond {
+    /// A bond whose guard's `Drop` has the sandbox destroyed.
+    pub fn new(guard: impl Send + Sync + 'static) -> Self {
+        Self(Box::new(guard))
+    }
+
+    /// Whether it holds anything; always, this keeps the guard from being unused.
+    pub fn is_held(&self) -> bool {
+        std::mem::size_of_val(&self.0) > 0
+    }
+}
+
+impl fmt::Debug for Bond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bond")
+    }
+}
+
+/// What a sandbox takes of its host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Stat {
+    /// Memory of its VMM: resident, in bytes. `None` while it is at rest.
+    pub memory_bytes: Option<u64>,
+    /// CPU time of its VMM so far, in milliseconds. `None` while it is at rest.
+    pub cpu_ms: Option<u64>,
+    /// What its disk and its captured memory take alone: allocated blocks × 512.
+    pub disk_own_bytes: u64,
+    /// What they take together with other sandboxes: the template.
+    pub disk_shared_bytes: u64,
+    /// What of `disk_own_bytes` is captured memory.
+    pub memory_file_bytes: u64,
+    /// Pid of its VMM, while it runs.
+    pub vmm_pid: Option<u32>,
+}
+
+/// Bytes to and from a TCP port of a guest.
+pub type Tunnel = Box<dyn Duplex>;
+
+/// Both directions.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// What kind of refusal or failure, for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// There is no such sandbox, template or kernel.
+    NotFound,
+    /// Its state does not allow it.
+    Denied,
+    /// What was asked for makes no sense.
+    Invalid,
+    /// The host has no room for it.
+    Exhausted,
+    /// It was tried and failed; nothing has changed.
+    Failed,
+    /// It was tried and failed, and the sandbox needs a repair.
+    NeedsRepair,
+    /// The agent is not there, or ends.
+    Unavailable,
+    /// Somebody destroyed the sandbox meanwhile.
+    Destroyed,
+}
+
+impl Code {
+    /// All of them, for who has to find one by its name.
+    pub const ALL: [Self; 8] = [
+        Self::NotFound,
+        Self::Denied,
+        Self::Invalid,
+        Self::Exhausted,
+        Self::Failed,
+        Self::NeedsRepair,
+        Self::Unavailable,
+        Self::Destroyed,
+    ];
+
+    /// Its name, as in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::Denied => "denied",
+            Self::Invalid => "invalid",
+            Self::Exhausted => "exhausted",
+            Self::Failed => "failed",
+            Self::NeedsRepair => "needs_repair",
+            Self::Unavailable => "unavailable",
+            Self::Destroyed => "destroyed",
+        }
+    }
+}
+
+/// Why a call did not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct AgentError {
+    /// For programs.
+    pub code: Code,
+    /// For people: the step, the object, every cause, and the remedy where there is one.
+    pub message: String,
+}
+
+impl AgentError {
+    /// An error of this kind with the text of `error` and of all its causes.
+    pub fn of(code: Code, error: &(dyn std::error::Error + 'static)) -> Self {
+        Self { code, message: with_causes(error) }
+    }
+
+    /// There is no such sandbox.
+    pub fn unknown(id: &SandboxId) -> Self {
+        Self { code: Code::NotFound, message: format!("there is no sandbox {id}; `wrenn sandbox ls` lists them") }
+    }
+}
+
+impl From<Denied> for AgentError {
+    fn from(denied: Denied) -> Self {
+        Self { code: Code::Denied, message: denied.to_string() }
+    }
+}
+
+/// An error and its causes in one line; a source's text that its parent repeats is left out.
+pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    for cause in std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// The agent of one host.
+#[async_trait]
+pub trait HostAgent: Send + Sync {
+    /// A new sandbox; answers when its guest is ready.
+    async fn create(&self, request: CreateRequest) -> Result<Created, AgentError>;
+
+    /// All sandboxes, the oldest first.
+    async fn list(&self) -> Result<Vec<View>, AgentError>;
+
+    /// One sandbox.
+    async fn get(&self, id: &SandboxId) -> Result<View, AgentError>;
+
+    /// Puts a running sandbox to rest.
+    async fn pause(&self, id: &SandboxId, options: PauseOptions) -> Result<Changed, AgentError>;
+
+    /// Brings a sandbox back from rest; one that stopped is booted.
+    async fn resume(&self, id: &SandboxId, options: ResumeOptions) -> Result<Changed, AgentError>;
+
+    /// Ends a sandbox and all that there is of it, whatever it is doing.
+    async fn destroy(&self, id: &SandboxId) -> Result<Changed, AgentError>;
+
+    /// Changes when a running sandbox's time is up.
+    async fn set_timeout(&self, id: &SandboxId, timeout: Timeout) -> Result<View, AgentError>;
+
+    /// Finishes or undoes what left a sandbox in need of it.
+    async fn repair(&self, id: &SandboxId) -> Result<Changed, AgentError>;
+
+    /// What a sandbox takes.
+    async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError>;
+
+    /// The last bytes of a sandbox's serial console, at most `bytes_max`; also of one whose VM has ended.
+    async fn console(&self, id: &SandboxId, bytes_max: u32) -> Result<Vec<u8>, AgentError>;
+
+    /// A connection to a TCP port of a running sandbox's guest. It ends when the sandbox is paused.
+    async fn dial(&self, id: &SandboxId, port: u16, limit: Duration) -> Result<Tunnel, AgentError>;
+}

@@ -1,0 +1,541 @@
+//! The one owner of a sandbox: a task that does one thing after the other.
+//!
+//! ```text
+//!   requests ─►┐                        ┌─► view (who looks)
+//!   trouble  ─►├─ policy ─► step by step┤
+//!   deadline ─►┘                        └─► live (who connects)
+//! ```
+//!
+//! Whatever is asked for is checked against the state that the sandbox has when its turn comes, not when it was asked. A wish
+//! to destroy it is noticed in the middle of what waits for long. A deadline takes the same way as a request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+use wrenn_engine::names::SandboxId;
+
+use super::seats::Seat;
+use super::{Live, Shared, create_error};
+use crate::host_agent::{
+    AgentError, Changed, Code, OnTimeout, PauseOptions, Phase, ResumeOptions, Stat, Timeout, View,
+};
+use crate::manifest::{Manifest, State, unix_ms};
+use crate::policy::{self, Denied, Verb};
+use crate::sandbox::adopt::{Adopted, repair};
+use crate::sandbox::pause::{self, Unpaused};
+use crate::sandbox::resume::{self, ResumeError, Unresumed};
+use crate::sandbox::{self, Begun, Parts, Sandbox, Stopwatch, Trouble};
+
+/// The longest sleep until a deadline: the host's clock may be stepped meanwhile.
+const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long after a failed pause at a deadline it is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(10);
+/// How often a disk that found no room is tried again.
+const RETRY_DISK: Duration = Duration::from_secs(5);
+
+type Reply<T> = oneshot::Sender<Result<T, AgentError>>;
+
+/// What can be asked of a sandbox's actor.
+pub(super) enum Request {
+    /// To be told when it has been created.
+    Created(Reply<Changed>),
+    Pause(PauseOptions, Reply<Changed>),
+    Resume(ResumeOptions, Reply<Changed>),
+    Destroy(Reply<Changed>),
+    SetTimeout(Timeout, Reply<View>),
+    Repair(Reply<Changed>),
+    Stat(Reply<Stat>),
+    Console(u32, Reply<Vec<u8>>),
+    /// To leave it as it is, and end.
+    Leave(Reply<()>),
+}
+
+/// What there is of a sandbox.
+pub(super) enum Body {
+    /// To be brought up.
+    Begun(Box<Begun>, Seat),
+    /// Its VM runs.
+    Runs(Box<Sandbox>),
+    /// It has no VM under control.
+    Rests(Box<Parts>),
+    /// It is gone, or was left.
+    Gone,
+}
+
+/// The owner of one sandbox.
+pub(super) struct Actor {
+    shared: Arc<Shared>,
+    id: SandboxId,
+    body: Body,
+    requests: mpsc::Receiver<Request>,
+    unwanted: watch::Receiver<bool>,
+    view: watch::Sender<View>,
+    live: watch::Sender<Option<Live>>,
+    /// Dropped when the VM is no more: every connection ends then.
+    cut: Option<watch::Sender<()>>,
+    seat: Option<Seat>,
+    /// What is wrong with a sandbox that runs.
+    trouble: Option<String>,
+    /// Not before this time is a deadline that has passed acted upon, or a disk tried again.
+    retry_at: Option<Instant>,
+}
+
+impl Actor {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        body: Body,
+        requests: mpsc::Receiver<Request>,
+        unwanted: watch::Receiver<bool>,
+    ) -> (Self, watch::Receiver<View>, watch::Receiver<Option<Live>>) {
+        let manifest = body.manifest().expect("an actor has a sandbox");
+        let (id, first) = (manifest.id.clone(), view_of(manifest, None));
+        let ((view, view_out), (live, live_out)) = (watch::channel(first), watch::channel(None));
+        let actor = Self {
+            shared,
+            id,
+            body,
+            requests,
+            unwanted,
+            view,
+            live,
+            cut: None,
+            seat: None,
+            trouble: None,
+            retry_at: None,
+        };
+        (actor, view_out, live_out)
+    }
+
+    pub(super) async fn run(mut self) {
+        match std::mem::replace(&mut self.body, Body::Gone) {
+            Body::Begun(begun, seat) => self.bring_up(*begun, seat).await,
+            body => self.become_body(body),
+        }
+        while !matches!(self.body, Body::Gone) {
+            self.turn().await;
+        }
+        self.shared.sandboxes().remove(&self.id);
+    }
+
+    /// One thing that happens.
+    async fn turn(&mut self) {
+        let deadline = self.deadline();
+        let retry_at = self.retry_at.filter(|_| self.trouble.is_some());
+        tokio::select! {
+            request = self.requests.recv() => match request {
+                Some(request) => self.answer(request).await,
+                // Everybody who could ask is gone, the map too: the process ends.
+                None => self.leave(),
+            },
+            trouble = trouble_of(&mut self.body) => self.on_trouble(trouble).await,
+            () = until_unix_ms(deadline) => self.on_deadline().await,
+            () = until(retry_at) => self.try_again().await,
+        }
+    }
+
+    async fn answer(&mut self, request: Request) {
+        match request {
+            Request::Created(reply) => answer(reply, self.allowed(Verb::Use).map(|()| self.changed(Vec::new()))),
+            Request::Pause(options, reply) => {
+                let done = self.pause(options).await;
+                answer(reply, done);
+                self.tidy().await;
+            }
+            Request::Resume(options, reply) => {
+                let done = self.resume(options).await;
+                answer(reply, done);
+                self.tidy().await;
+            }
+            Request::Destroy(reply) => {
+                let done = self.destroy().await;
+                answer(reply, done);
+            }
+            Request::SetTimeout(timeout, reply) => answer(reply, self.set_timeout(timeout)),
+            Request::Repair(reply) => {
+                let done = self.repair().await;
+                answer(reply, done);
+                self.tidy().await;
+            }
+            Request::Stat(reply) => answer(reply, self.stat()),
+            Request::Console(bytes_max, reply) => {
+                let parts = self.body.parts();
+                let tail = parts.map(|parts| parts.console_tail(bytes_max.into())).unwrap_or_default();
+                answer(reply, Ok(tail));
+            }
+            Request::Leave(reply) => {
+                self.leave();
+                answer(reply, Ok(()));
+            }
+        }
+    }
+
+    fn allowed(&self, verb: Verb) -> Result<(), AgentError> {
+        policy::check(self.view.borrow().phase, verb).map_err(AgentError::from)
+    }
+
+    fn changed(&self, timings: Vec<sandbox::Timing>) -> Changed {
+        Changed { view: self.view.borrow().clone(), timings }
+    }
+
+    /// The sandbox is this from now on, and everybody is told.
+    fn become_body(&mut self, body: Body) {
+        self.body = body;
+        let Some(manifest) = self.body.manifest() else { return };
+        let view = view_of(manifest, self.trouble.clone());
+        if let Body::Runs(sandbox) = &self.body {
+            if self.cut.is_none() {
+                let (cut, is_cut) = watch::channel(());
+                self.cut = Some(cut);
+                self.live.send_replace(sandbox.connector().map(|connector| Live { connector, cut: is_cut }));
+            }
+            let memory = self.shared.host.vmm.memory(sandbox.parts().manifest().memory_mib);
+            self.seat.get_or_insert_with(|| self.shared.seats.insist(memory));
+        } else {
+            self.live.send_replace(None);
+            self.cut = None;
+            self.seat = None;
+            self.trouble = None;
+        }
+        let phase = view.phase;
+        let before = self.view.send_replace(view).phase;
+        if before != phase {
+            tracing::info!(sandbox = %self.id, from = %before, to = %phase, "state");
+        }
+    }
+
+    /// What it is doing now is shown, while its body is elsewhere.
+    fn show(&self, phase: Phase) {
+        self.view.send_modify(|view| view.phase = phase);
+        tracing::info!(sandbox = %self.id, to = %phase, "state");
+    }
+
+    async fn bring_up(&mut self, begun: Begun, seat: Seat) {
+        self.seat = Some(seat);
+        let created = sandbox::finish(begun, self.unwanted.clone()).await;
+        let answered = match created {
+            Ok(sandbox) => {
+                let timings = sandbox.timings().to_vec();
+                self.become_body(Body::Runs(Box::new(sandbox)));
+                Ok(self.changed(timings))
+            }
+            Err(error) => Err(create_error(&error)),
+        };
+        // Who asked for it asks for the answer first; others may have asked for its end meanwhile.
+        while let Some(request) = self.requests.recv().await {
+            match request {
+                Request::Created(reply) => return answer(reply, answered),
+                other => match &answered {
+                    Ok(_) => self.answer(other).await,
+                    Err(_) => drop(other),
+                },
+            }
+            if answered.is_ok() && matches!(self.body, Body::Gone) {
+                return;
+            }
+        }
+    }
+
+    async fn pause(&mut self, options: PauseOptions) -> Result<Changed, AgentError> {
+        self.allowed(Verb::Pause)?;
+        let Body::Runs(sandbox) = std::mem::replace(&mut self.body, Body::Gone) else { return Err(self.gone()) };
+        self.show(Phase::Pausing);
+        let mut watch = Stopwatch::default();
+        match pause::pause(*sandbox, options, &mut watch).await {
+            Ok(parts) => {
+                log_steps(&self.id, "pause", &watch);
+                self.become_body(Body::Rests(Box::new(parts)));
+                Ok(self.changed(watch.into_timings()))
+            }
+            Err((left, error)) => {
+                let code = self.unpaused(left, &error).await;
+                Err(AgentError::of(code, &error))
+            }
+        }
+    }
+
+    async fn unpaused(&mut self, left: Unpaused, error: &pause::PauseError) -> Code {
+        match left {
+            Unpaused::GoesOn(sandbox) => {
+                self.become_body(Body::Runs(sandbox));
+                Code::Failed
+            }
+            Unpaused::VmGone(mut parts) => {
+                parts.stop(format!("the VM ended while it was being paused: {error}")).await;
+                self.become_body(Body::Rests(parts));
+                Code::Failed
+            }
+            Unpaused::Stuck(mut parts) => {
+                parts.needs_repair(error);
+                self.become_body(Body::Rests(parts));
+                Code::NeedsRepair
+            }
+        }
+    }
+
+    async fn resume(&mut self, options: ResumeOptions) -> Result<Changed, AgentError> {
+        self.allowed(Verb::Resume)?;
+        let Body::Rests(parts) = std::mem::replace(&mut self.body, Body::Gone) else { return Err(self.gone()) };
+        let memory = self.shared.host.vmm.memory(parts.manifest().memory_mib);
+        match self.shared.seats.take(memory) {
+            Ok(seat) => self.seat = Some(seat),
+            Err(error) => {
+                self.become_body(Body::Rests(parts));
+                return Err(error);
+            }
+        }
+        self.show(Phase::Resuming);
+        let mut watch = Stopwatch::default();
+        match resume::resume(*parts, options, &mut watch, self.unwanted.clone()).await {
+            Ok(sandbox) => {
+                log_steps(&self.id, "resume", &watch);
+                self.become_body(Body::Runs(Box::new(sandbox)));
+                Ok(self.changed(watch.into_timings()))
+            }
+            Err((left, error)) => Err(self.unresumed(left, &error)),
+        }
+    }
+
+    fn unresumed(&mut self, left: Unresumed, error: &ResumeError) -> AgentError {
+        match left {
+            Unresumed::Rests(parts) => {
+                self.become_body(Body::Rests(parts));
+                AgentError::of(Code::Failed, error)
+            }
+            Unresumed::Stuck(mut parts, failed) => {
+                parts.needs_repair(&failed);
+                self.become_body(Body::Rests(parts));
+                AgentError::of(Code::NeedsRepair, error)
+            }
+        }
+    }
+
+    async fn destroy(&mut self) -> Result<Changed, AgentError> {
+        let parts = match std::mem::replace(&mut self.body, Body::Gone) {
+            Body::Runs(sandbox) => sandbox.into_parts(),
+            Body::Rests(parts) => *parts,
+            Body::Begun(..) | Body::Gone => return Err(self.gone()),
+        };
+        self.live.send_replace(None);
+        self.cut = None;
+        self.show(Phase::Destroying);
+        let mut watch = Stopwatch::default();
+        let destroyed = parts.destroy(&mut watch).await;
+        log_steps(&self.id, "destroy", &watch);
+        // What is left of it has no owner any more: the next start of an agent goes on.
+        destroyed.map_err(|error| AgentError::of(Code::Failed, &error))?;
+        Ok(self.changed(watch.into_timings()))
+    }
+
+    fn set_timeout(&mut self, timeout: Timeout) -> Result<View, AgentError> {
+        self.allowed(Verb::SetTimeout)?;
+        let Body::Runs(sandbox) = &mut self.body else { return Err(self.gone()) };
+        let noted = sandbox.parts_mut().set_timeout(timeout);
+        self.retry_at = None;
+        let body = std::mem::replace(&mut self.body, Body::Gone);
+        self.become_body(body);
+        noted.map_err(|error| AgentError::of(Code::Failed, &error))?;
+        Ok(self.view.borrow().clone())
+    }
+
+    async fn repair(&mut self) -> Result<Changed, AgentError> {
+        self.allowed(Verb::Repair)?;
+        let Body::Rests(parts) = std::mem::replace(&mut self.body, Body::Gone) else { return Err(self.gone()) };
+        match repair(*parts).await {
+            Adopted::Runs(sandbox) => self.become_body(Body::Runs(sandbox)),
+            Adopted::Rests(parts) => self.become_body(Body::Rests(parts)),
+            Adopted::Gone => self.show(Phase::Destroying),
+        }
+        match self.view.borrow().clone() {
+            View { phase: Phase::NeedsRepair, reason, .. } => {
+                Err(AgentError { code: Code::NeedsRepair, message: reason.unwrap_or_default() })
+            }
+            _repaired => Ok(self.changed(Vec::new())),
+        }
+    }
+
+    /// What need not be waited for: memory in one file, and nothing kept that nobody needs.
+    async fn tidy(&mut self) {
+        match &mut self.body {
+            Body::Rests(parts) => {
+                match pause::settle_memory(parts).await {
+                    Ok(took) if !took.is_zero() => tracing::debug!(sandbox = %self.id, ?took, "memory is in one file"),
+                    Ok(_nothing_to_do) => {}
+                    // It is tried again at the resume, and told of then.
+                    Err(error) => {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(sandbox = %self.id, error, "cannot bring a captured memory into one file");
+                    }
+                }
+                parts.collect_garbage();
+            }
+            Body::Runs(sandbox) => sandbox.parts().collect_garbage(),
+            Body::Begun(..) | Body::Gone => {}
+        }
+    }
+
+    async fn on_trouble(&mut self, trouble: Trouble) {
+        let reason = trouble.to_string();
+        tracing::warn!(sandbox = %self.id, reason, "trouble");
+        match trouble {
+            Trouble::DiskFull => {
+                self.trouble = Some(reason);
+                self.retry_at = Some(Instant::now() + RETRY_DISK);
+                let body = std::mem::replace(&mut self.body, Body::Gone);
+                self.become_body(body);
+            }
+            Trouble::VmEnded(_)
+            | Trouble::Halted
+            | Trouble::OutOfMemory(_)
+            | Trouble::VmBroken(_)
+            | Trouble::DiskError(_) => {
+                let Body::Runs(sandbox) = std::mem::replace(&mut self.body, Body::Gone) else { return };
+                let mut parts = Box::new(sandbox.into_parts());
+                parts.stop(reason).await;
+                self.become_body(Body::Rests(parts));
+            }
+        }
+    }
+
+    async fn try_again(&mut self) {
+        self.retry_at = None;
+        let Body::Runs(sandbox) = &mut self.body else { return };
+        match sandbox.try_again().await {
+            Ok(()) => self.trouble = None,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(sandbox = %self.id, error, "a sandbox whose disk found no room cannot go on yet");
+                self.retry_at = Some(Instant::now() + RETRY_DISK);
+            }
+        }
+        let body = std::mem::replace(&mut self.body, Body::Gone);
+        self.become_body(body);
+    }
+
+    /// When its time is up, while it runs.
+    fn deadline(&self) -> Option<u64> {
+        let Body::Runs(sandbox) = &self.body else { return None };
+        let deadline = sandbox.parts().manifest().deadline_unix_ms?;
+        let retry = self.retry_at.filter(|_| self.trouble.is_none());
+        let retry = retry.map(|at| unix_ms() + at.saturating_duration_since(Instant::now()).as_millis() as u64);
+        Some(deadline.max(retry.unwrap_or(0)))
+    }
+
+    async fn on_deadline(&mut self) {
+        let Some(manifest) = self.body.manifest() else { return };
+        if manifest.deadline_unix_ms.is_none_or(|deadline| deadline > unix_ms()) {
+            return;
+        }
+        let on_timeout = manifest.on_timeout;
+        tracing::info!(sandbox = %self.id, ?on_timeout, "the sandbox's time is up");
+        let done = match on_timeout {
+            OnTimeout::Pause => self.pause(PauseOptions::default()).await,
+            OnTimeout::Destroy => self.destroy().await,
+        };
+        if let Err(error) = done {
+            // Never destroyed for a pause that failed: it goes on, and it is tried again.
+            tracing::warn!(sandbox = %self.id, %error, "what was to happen at the deadline has failed; it is tried again");
+            self.retry_at = Some(Instant::now() + RETRY_PAUSE);
+        }
+        self.tidy().await;
+    }
+
+    fn stat(&self) -> Result<Stat, AgentError> {
+        match &self.body {
+            Body::Runs(sandbox) => sandbox.parts().stat().map_err(|error| AgentError::of(Code::Failed, &error)),
+            Body::Rests(parts) => parts.stat().map_err(|error| AgentError::of(Code::Failed, &error)),
+            Body::Begun(..) | Body::Gone => Err(self.gone()),
+        }
+    }
+
+    fn leave(&mut self) {
+        match std::mem::replace(&mut self.body, Body::Gone) {
+            Body::Runs(sandbox) => sandbox.leave(),
+            Body::Rests(parts) => parts.leave(),
+            Body::Begun(..) | Body::Gone => {}
+        }
+    }
+
+    fn gone(&self) -> AgentError {
+        AgentError { code: Code::Destroyed, message: Denied::Destroying.to_string() }
+    }
+}
+
+impl Body {
+    fn parts(&self) -> Option<&Parts> {
+        match self {
+            Self::Begun(begun, _) => Some(&begun.parts),
+            Self::Runs(sandbox) => Some(sandbox.parts()),
+            Self::Rests(parts) => Some(parts),
+            Self::Gone => None,
+        }
+    }
+
+    fn manifest(&self) -> Option<&Manifest> {
+        self.parts().map(Parts::manifest)
+    }
+}
+
+/// Nobody may wait for the answer any more; then it is of no use.
+fn answer<T>(reply: Reply<T>, answer: Result<T, AgentError>) {
+    drop(reply.send(answer));
+}
+
+fn view_of(manifest: &Manifest, trouble: Option<String>) -> View {
+    let runs = manifest.state == State::Running;
+    View {
+        id: manifest.id.clone(),
+        revision: manifest.revision,
+        phase: manifest.state.phase(),
+        reason: manifest.state.reason().map(str::to_owned).or(trouble),
+        created_unix_ms: manifest.created_unix_ms,
+        deadline_unix_ms: manifest.deadline_unix_ms.filter(|_| runs),
+        on_timeout: manifest.on_timeout,
+        template: manifest.template.clone(),
+        kernel: manifest.kernel.clone(),
+        vcpus: manifest.vcpus,
+        memory: manifest.memory_mib,
+        disk: manifest.disk_mib,
+        vmm: manifest.vmm.clone(),
+        storage: manifest.storage,
+        metadata: manifest.metadata.clone(),
+        access_token: manifest.access_token.clone(),
+    }
+}
+
+/// One line with the duration of each step.
+fn log_steps(id: &SandboxId, op: &str, watch: &Stopwatch) {
+    let steps: Vec<String> = watch
+        .timings()
+        .iter()
+        .map(|timing| format!("{} {:.1} ms", timing.phase, timing.took.as_secs_f64() * 1e3))
+        .collect();
+    tracing::info!(sandbox = %id, op, steps = steps.join(", "), "done");
+}
+
+async fn trouble_of(body: &mut Body) -> Trouble {
+    match body {
+        Body::Runs(sandbox) => sandbox.trouble().await,
+        Body::Begun(..) | Body::Rests(_) | Body::Gone => std::future::pending().await,
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for a time of the host's clock, which may be stepped meanwhile.
+async fn until_unix_ms(deadline: Option<u64>) {
+    let Some(deadline) = deadline else { return std::future::pending().await };
+    loop {
+        let left = Duration::from_millis(deadline.saturating_sub(unix_ms()));
+        if left.is_zero() {
+            return;
+        }
+        sleep(left.min(CLOCK_LOOK_EVERY)).await;
+    }
+}

@@ -1,0 +1,336 @@
+//! The sandboxes of one instance, and who may do what with them when.
+//!
+//! ```text
+//!   HostAgent ─► Manager ─┬─ map of handles      locked for a look-up, never while anything is done
+//!                         ├─ one actor per sandbox: owns it; requests queue there ([`actor`])
+//!                         └─ seats: memory that the VMs that run may take together ([`seats`])
+//! ```
+//!
+//! At its start it takes over what an earlier agent left ([`crate::sandbox`]'s `adopt`), all sandboxes at once, and then
+//! removes what belongs to nobody. At its end it leaves VMs running, unless it is asked not to.
+
+mod actor;
+mod found;
+mod seats;
+mod tunnel;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use wrenn_engine::image::{ImageError, TemplateError};
+use wrenn_engine::names::SandboxId;
+use wrenn_engine::network::Connector;
+use wrenn_engine::storage::StorageError;
+use wrenn_engine::units::Mib;
+
+use self::actor::{Actor, Body, Request};
+use self::seats::Seats;
+use crate::host::Host;
+use crate::host_agent::{
+    AgentError, Bond, Changed, Code, CreateRequest, Created, HostAgent, PauseOptions, ResumeOptions, Stat, Timeout,
+    Tunnel, View,
+};
+use crate::instance::{InstanceError, io_error};
+use crate::lock::Lock;
+use crate::policy::{self, Verb};
+use crate::reconcile::{self, SweepError};
+use crate::sandbox::adopt::{Adopted, adopt};
+use crate::sandbox::{self, Begun, CreateError, Owner};
+
+/// Requests that may wait for one sandbox.
+const QUEUE: usize = 64;
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is one already.
+    #[error("an agent runs for {} already", .dir.display())]
+    Runs {
+        /// The instance's folder.
+        dir: std::path::PathBuf,
+    },
+    /// The instance's files.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// What belongs to nobody cannot be removed.
+    #[error("cannot remove what belongs to nobody")]
+    Sweep(#[from] SweepError),
+}
+
+/// What becomes of the sandboxes when the agent ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Their VMs go on running, and the next agent takes them over.
+    #[default]
+    Leave,
+    /// Those that run are paused.
+    PauseAll,
+    /// All are destroyed.
+    DestroyAll,
+}
+
+/// The agent of this process.
+#[derive(Clone)]
+pub struct Manager {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    host: Arc<Host>,
+    sandboxes: Mutex<BTreeMap<SandboxId, Handle>>,
+    seats: Arc<Seats>,
+    /// Held for as long as this agent lives.
+    _lock: Lock,
+}
+
+/// The way to one sandbox's actor.
+#[derive(Clone)]
+struct Handle {
+    requests: mpsc::Sender<Request>,
+    view: watch::Receiver<View>,
+    live: watch::Receiver<Option<Live>>,
+    /// Turns true when somebody wants it destroyed: whatever waits for long notices.
+    unwanted: Arc<watch::Sender<bool>>,
+}
+
+/// The way into a guest that runs.
+#[derive(Clone, Debug)]
+struct Live {
+    connector: Connector,
+    /// Closed when the VM is no more.
+    cut: watch::Receiver<()>,
+}
+
+impl Manager {
+    /// Takes over what is there of the instance, and removes what belongs to nobody. `memory` is what all VMs that run may
+    /// have together; by default what the host has, less a reserve.
+    pub async fn start(host: Arc<Host>, memory: Option<Mib>) -> Result<Self, StartError> {
+        let path = host.instance.agent_lock();
+        let lock = Lock::try_acquire(&path).map_err(io_error("lock", &path))?;
+        let lock = lock.ok_or_else(|| StartError::Runs { dir: host.instance.dir().to_owned() })?;
+        let seats = Arc::new(Seats::new(memory.unwrap_or_else(|| seats::most(host.memory))));
+        let shared = Shared { host: Arc::clone(&host), sandboxes: Mutex::default(), seats, _lock: lock };
+        let manager = Self { shared: Arc::new(shared) };
+        manager.adopt_all().await?;
+        reconcile::sweep(&host).await?;
+        Ok(manager)
+    }
+
+    /// All at once: most of it is waiting for files and for guests.
+    async fn adopt_all(&self) -> Result<(), StartError> {
+        let mut adoptions = JoinSet::new();
+        for id in reconcile::sandboxes(&self.shared.host.instance)? {
+            let host = Arc::clone(&self.shared.host);
+            adoptions.spawn(async move {
+                match found::take(&host, &id)? {
+                    Some(parts) => Ok::<_, InstanceError>(adopt(parts).await),
+                    None => Ok(Adopted::Gone),
+                }
+            });
+        }
+        while let Some(adopted) = adoptions.join_next().await {
+            let adopted = adopted.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()));
+            match adopted? {
+                Adopted::Runs(sandbox) => drop(self.enrol(Body::Runs(sandbox))),
+                Adopted::Rests(parts) => drop(self.enrol(Body::Rests(parts))),
+                Adopted::Gone => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A sandbox gets its actor, and is in the list from here on.
+    fn enrol(&self, body: Body) -> Handle {
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let (unwanted, is_unwanted) = watch::channel(false);
+        let (actor, view, live) = Actor::new(Arc::clone(&self.shared), body, queue, is_unwanted);
+        let handle = Handle { requests, view, live, unwanted: Arc::new(unwanted) };
+        let id = handle.view.borrow().id.clone();
+        self.shared.sandboxes().insert(id, handle.clone());
+        tokio::spawn(actor.run());
+        handle
+    }
+
+    /// Ends this agent.
+    pub async fn shutdown(self, how: Shutdown) -> Result<(), AgentError> {
+        let handles: Vec<Handle> = self.shared.sandboxes().values().cloned().collect();
+        let mut ends = JoinSet::new();
+        for handle in handles {
+            ends.spawn(async move { handle.shut_down(how).await });
+        }
+        let mut first = Ok(());
+        while let Some(end) = ends.join_next().await {
+            first = first.and(end.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic())));
+        }
+        match &self.shared.host.pool {
+            Some(pool) => first.and(pool.close().await.map_err(|error| AgentError::of(Code::Failed, &error))),
+            None => first,
+        }
+    }
+
+    /// Memory that all VMs that run may have together.
+    pub fn memory(&self) -> Mib {
+        self.shared.seats.most()
+    }
+
+    fn handle(&self, id: &SandboxId) -> Result<Handle, AgentError> {
+        self.shared.sandboxes().get(id).cloned().ok_or_else(|| AgentError::unknown(id))
+    }
+
+    async fn ask<T>(
+        &self,
+        id: &SandboxId,
+        request: impl FnOnce(oneshot::Sender<Result<T, AgentError>>) -> Request,
+    ) -> Result<T, AgentError> {
+        self.handle(id)?.ask(request).await.unwrap_or_else(|| Err(AgentError::unknown(id)))
+    }
+}
+
+impl Shared {
+    /// The map; a panic elsewhere leaves it usable, each change is one call.
+    fn sandboxes(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Handle>> {
+        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Handle {
+    /// `None` if the sandbox was destroyed before it got to the request.
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, AgentError>>) -> Request,
+    ) -> Option<Result<T, AgentError>> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Destroys it, whatever it is doing. One that is gone is fine.
+    async fn destroy(&self) -> Option<Result<Changed, AgentError>> {
+        self.unwanted.send_replace(true);
+        self.ask(Request::Destroy).await
+    }
+
+    async fn shut_down(&self, how: Shutdown) -> Result<(), AgentError> {
+        let phase = self.view.borrow().phase;
+        let done = match how {
+            Shutdown::Leave => Ok(()),
+            Shutdown::PauseAll if policy::check(phase, Verb::Pause).is_err() => Ok(()),
+            Shutdown::PauseAll => self
+                .ask(|reply| Request::Pause(PauseOptions::default(), reply))
+                .await
+                .map_or(Ok(()), |paused| paused.map(drop)),
+            Shutdown::DestroyAll => return self.destroy().await.map_or(Ok(()), |destroyed| destroyed.map(drop)),
+        };
+        // One that is gone has nothing to leave.
+        self.ask(Request::Leave).await;
+        done
+    }
+}
+
+/// Has a bound sandbox destroyed.
+struct Guard {
+    handle: Handle,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let handle = self.handle.clone();
+        handle.unwanted.send_replace(true);
+        tokio::spawn(async move { handle.ask(Request::Destroy).await });
+    }
+}
+
+#[async_trait]
+impl HostAgent for Manager {
+    async fn create(&self, request: CreateRequest) -> Result<Created, AgentError> {
+        let bound = request.bound;
+        let memory = self.shared.host.vmm.memory(request.shape.memory);
+        let seat = self.shared.seats.take(memory)?;
+        let host = Arc::clone(&self.shared.host);
+        // Reads images and writes files.
+        let begun = tokio::task::spawn_blocking(move || sandbox::begin(&host, request, Owner::Instance)).await;
+        let begun = begun.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()));
+        let begun: Begun = begun.map_err(|error| create_error(&error))?;
+        let id = begun.id().clone();
+        let handle = self.enrol(Body::Begun(Box::new(begun), seat));
+        // From here on whoever goes away leaves nothing: the bond destroys what is bound.
+        let bond = bound.then(|| Bond::new(Guard { handle: handle.clone() }));
+        let changed = handle.ask(Request::Created).await.unwrap_or_else(|| Err(AgentError::unknown(&id)))?;
+        Ok(Created { changed, bond })
+    }
+
+    async fn list(&self) -> Result<Vec<View>, AgentError> {
+        let mut views: Vec<View> =
+            self.shared.sandboxes().values().map(|handle| handle.view.borrow().clone()).collect();
+        views.sort_by_key(|view| (view.created_unix_ms, view.id.clone()));
+        Ok(views)
+    }
+
+    async fn get(&self, id: &SandboxId) -> Result<View, AgentError> {
+        Ok(self.handle(id)?.view.borrow().clone())
+    }
+
+    async fn pause(&self, id: &SandboxId, options: PauseOptions) -> Result<Changed, AgentError> {
+        self.ask(id, |reply| Request::Pause(options, reply)).await
+    }
+
+    async fn resume(&self, id: &SandboxId, options: ResumeOptions) -> Result<Changed, AgentError> {
+        self.ask(id, |reply| Request::Resume(options, reply)).await
+    }
+
+    async fn destroy(&self, id: &SandboxId) -> Result<Changed, AgentError> {
+        let handle = self.handle(id)?;
+        // One that goes before it gets to the request, for any reason, is gone as was wished.
+        let gone = || Changed { view: handle.view.borrow().clone(), timings: Vec::new() };
+        handle.destroy().await.unwrap_or_else(|| Ok(gone()))
+    }
+
+    async fn set_timeout(&self, id: &SandboxId, timeout: Timeout) -> Result<View, AgentError> {
+        self.ask(id, |reply| Request::SetTimeout(timeout, reply)).await
+    }
+
+    async fn repair(&self, id: &SandboxId) -> Result<Changed, AgentError> {
+        self.ask(id, Request::Repair).await
+    }
+
+    async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError> {
+        self.ask(id, Request::Stat).await
+    }
+
+    async fn console(&self, id: &SandboxId, bytes_max: u32) -> Result<Vec<u8>, AgentError> {
+        self.ask(id, |reply| Request::Console(bytes_max, reply)).await
+    }
+
+    async fn dial(&self, id: &SandboxId, port: u16, limit: Duration) -> Result<Tunnel, AgentError> {
+        let handle = self.handle(id)?;
+        policy::check(handle.view.borrow().phase, Verb::Use)?;
+        let live = handle.live.borrow().clone();
+        let live = live.ok_or_else(|| AgentError::unknown(id))?;
+        tunnel::open(live, port, limit).await
+    }
+}
+
+/// The kind of a failed creation.
+fn create_error(error: &CreateError) -> AgentError {
+    let code = match error {
+        CreateError::Shape(_) => Code::Invalid,
+        CreateError::Image(ImageError::Template(TemplateError::Unknown { .. })) => Code::NotFound,
+        CreateError::Storage(StorageError::Full { .. }) | CreateError::Network(_) => Code::Exhausted,
+        CreateError::Cancelled => Code::Destroyed,
+        CreateError::Image(_)
+        | CreateError::Instance(_)
+        | CreateError::Manifest(_)
+        | CreateError::Storage(_)
+        | CreateError::Cgroup(_)
+        | CreateError::Launch(_)
+        | CreateError::Vmm(_)
+        | CreateError::Guest { .. }
+        | CreateError::Ended { .. }
+        | CreateError::Injected(_) => Code::Failed,
+    };
+    AgentError::of(code, error)
+}

@@ -1,0 +1,488 @@
+//! Bringing a VM up: the steps that a birth, a resume and a cold boot of a stopped sandbox have in common.
+//!
+//! ```text
+//!   network ─► disk ─► control group ─► VMM under its shim ─► (captured state) ─► guest answers ─► /init, or confirmation
+//! ```
+//!
+//! Each step leaves what it made in [`Parts`]; whoever calls takes it down when a later one fails.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::oneshot;
+use wrenn_engine::cgroup::{Cgroup, Limits};
+use wrenn_engine::image::{KernelFiles, Template};
+use wrenn_engine::names::{DiskName, SandboxId};
+use wrenn_engine::network::addresses::TAP;
+use wrenn_engine::network::{Connector, GUEST_MAC};
+use wrenn_engine::storage::{Disk, Layer, LayerFormat, Place};
+use wrenn_engine::vmm::seccomp::{self, Confinement};
+use wrenn_engine::vmm::{
+    Accel, Boot, DiskFile, HostFile, LaunchCgroups, LaunchSpec, Machine, Plan, Start, Tap, VmEnd, VmSpec, launch,
+};
+
+use super::create::CreateError;
+use super::parts::blocking;
+use super::{Cancel, Parts, Stopwatch, ending};
+use crate::envd_client::{Dial, EnvdClient, HostKey, Init, Nonces};
+use crate::faults::Step;
+use crate::generation::{Folder, Number};
+use crate::host::{Host, zero_memory};
+use crate::host_agent::Tunnel;
+use crate::instance::io_error;
+use crate::manifest::{LiveDisk, MemoryBase};
+
+/// What of the console is shown when a guest does not become ready, in bytes.
+const CONSOLE_EXCERPT_BYTES: u64 = 2048;
+/// What a VMM may write beyond its disk's and its memory's size, in bytes: tables of the overlay, state of devices.
+const FILE_SLACK_BYTES: u64 = 64 << 20;
+/// How long the shim has to tell of an end that the control connection showed.
+const END_WORD_LIMIT: Duration = Duration::from_millis(500);
+
+/// What the live disk starts from.
+pub(super) enum DiskFrom {
+    /// The template, with nothing written yet.
+    Template,
+    /// The live file of a VM that has ended.
+    LiveFile(LiveDisk),
+    /// The disk of this generation, which stays as it is; those of others lie beneath.
+    Generation {
+        /// The generation's disk.
+        top: Layer,
+        /// Layers between it and the template, lowest first.
+        between: Vec<Layer>,
+        /// Their numbers.
+        beneath: Vec<Number>,
+    },
+}
+
+/// What the VM starts from.
+pub(super) enum VmFrom {
+    /// Its kernel.
+    Boot,
+    /// The state in this generation.
+    Generation(Number, Folder),
+}
+
+/// A VM whose guest can be spoken to.
+pub(super) struct Risen {
+    pub envd: EnvdClient,
+    pub machine: Box<dyn Machine>,
+    pub ended: oneshot::Receiver<VmEnd>,
+}
+
+/// A VMM that runs and has not been told anything yet.
+pub(super) struct Launched {
+    boot: Box<dyn Boot>,
+    ended: oneshot::Receiver<VmEnd>,
+}
+
+/// The names of the steps, which differ between a birth and a resume.
+pub(super) struct Steps {
+    pub networked: Step,
+    pub disked: Step,
+    pub launched: Step,
+    pub ready: Step,
+}
+
+/// What is needed throughout.
+pub(super) struct Rise<'a> {
+    pub host: &'a Host,
+    pub template: &'a Template,
+    pub kernel: &'a KernelFiles,
+    pub ready_limit: Duration,
+    pub steps: Steps,
+}
+
+impl Rise<'_> {
+    /// All of it, up to a guest that answers. A VM that goes on from a captured state has its CPUs run by then, but nothing
+    /// of its users.
+    pub(super) async fn run(
+        &self,
+        parts: &mut Parts,
+        disk: DiskFrom,
+        vm: VmFrom,
+        watch: &mut Stopwatch,
+        cancel: Cancel,
+    ) -> Result<Risen, CreateError> {
+        // With the network's slot, and before there is anything of it.
+        parts.manifest.disk = Some(self.disk_record(parts, &disk));
+        self.network(parts).await?;
+        parts.reached(self.steps.networked)?;
+        watch.lap("network");
+        self.disk(parts, disk).await?;
+        parts.reached(self.steps.disked)?;
+        watch.lap("disk");
+        check_cancel(&cancel)?;
+        self.cgroup(parts).await?;
+        let launched = self.launch(parts, &vm).await?;
+        parts.reached(self.steps.launched)?;
+        watch.lap("vmm");
+        let risen = self.ready(parts, launched, &vm, watch, cancel).await?;
+        parts.reached(self.steps.ready)?;
+        watch.lap("guest");
+        Ok(risen)
+    }
+
+    async fn network(&self, parts: &mut Parts) -> Result<(), CreateError> {
+        let lease = self.host.lease().await?;
+        parts.manifest.slot = Some(lease.slot());
+        parts.lease = Some(lease);
+        Ok(parts.write()?)
+    }
+
+    /// The live disk that is going to be made.
+    fn disk_record(&self, parts: &Parts, from: &DiskFrom) -> LiveDisk {
+        match from {
+            DiskFrom::Template => {
+                let size_bytes = parts.manifest.disk_mib.bytes().max(self.template.size_bytes);
+                LiveDisk { beneath: Vec::new(), size_bytes }
+            }
+            DiskFrom::LiveFile(record) => record.clone(),
+            DiskFrom::Generation { top, beneath, .. } => {
+                LiveDisk { beneath: beneath.clone(), size_bytes: top.size_bytes }
+            }
+        }
+    }
+
+    async fn disk(&self, parts: &mut Parts, from: DiskFrom) -> Result<(), CreateError> {
+        let base = template_layer(self.template);
+        let place = disk_place(self.host, parts);
+        let storage = Arc::clone(&self.host.storage);
+        let record = parts.manifest.disk.clone().expect("recorded before it is made");
+        let layers = live_layers(self.template, parts, &record);
+        let disk = blocking(move || match from {
+            DiskFrom::Template => storage.create(&place, &[base], record.size_bytes),
+            DiskFrom::LiveFile(record) => storage.open(&place, &layers, record.size_bytes),
+            DiskFrom::Generation { top, between, .. } => {
+                storage.restore(&place, &[vec![base], between, vec![top]].concat())
+            }
+        });
+        parts.disk = Some(disk.await?);
+        Ok(())
+    }
+
+    /// The limits are in force before there is anything to limit. The group's name follows from the manifest's id.
+    async fn cgroup(&self, parts: &mut Parts) -> Result<(), CreateError> {
+        let Some(cgroups) = self.host.cgroups.clone() else { return Ok(()) };
+        let vmm = &self.host.vmm;
+        let emulated = vmm.describe().accel == Accel::Tcg;
+        let limits = Limits::of_vm(parts.manifest.vcpus, vmm.memory(parts.manifest.memory_mib), emulated);
+        let id = parts.manifest.id.clone();
+        parts.cgroup = Some(blocking(move || cgroups.create(&id, limits)).await?);
+        Ok(())
+    }
+
+    /// Starts the VMM under its shim; its end can be awaited from then on.
+    async fn launch(&self, parts: &mut Parts, vm: &VmFrom) -> Result<Launched, CreateError> {
+        parts.places.make_run_dir()?;
+        let vm = self.vm_spec(parts, vm)?;
+        let lease = parts.lease.as_ref().expect("networked before booted");
+        let disk = parts.disk.as_ref().expect("disked before booted");
+        let (uid, netns) = (vm.uid, lease.netns_path());
+        let Plan { launch: to_launch, boot } = self.host.vmm.plan(vm)?;
+        let folders = |cgroup: &Cgroup| LaunchCgroups { vmm: cgroup.path().to_owned(), shim: cgroup.shims() };
+        let cgroups = parts.cgroup.as_ref().map(folders);
+        let (id, places, shim_program) =
+            (parts.manifest.id.clone(), parts.places.clone(), self.host.shim_program.clone());
+        let memory = self.host.vmm.memory(parts.manifest.memory_mib).bytes();
+        let file_bytes_max = disk.size_bytes.max(memory) + FILE_SLACK_BYTES;
+        let shim = blocking(move || {
+            launch(LaunchSpec {
+                id: &id,
+                launch: to_launch,
+                shim_program: &shim_program,
+                netns: &netns,
+                cgroups,
+                uid,
+                file_bytes_max,
+                spec_path: &places.shim_spec(),
+                socket: &places.shim_socket(),
+                console: &places.console(),
+                exit_record: &places.exit_record(),
+                log: &places.shim_log(),
+            })
+        })
+        .await?;
+        let ended = shim.watch();
+        parts.shim = Some(shim);
+        Ok(Launched { boot, ended })
+    }
+
+    fn vm_spec(&self, parts: &mut Parts, vm: &VmFrom) -> Result<VmSpec, CreateError> {
+        let (start, memory_base) = self.start(parts, vm)?;
+        let lease = parts.lease.as_ref().expect("networked before booted");
+        let disk = parts.disk.as_ref().expect("disked before booted");
+        let kernel = match self.host.vmm.enters_any_elf() {
+            true => &self.kernel.vmlinux,
+            false => self.kernel.boot_image(),
+        };
+        Ok(VmSpec {
+            id: parts.manifest.id.clone(),
+            uid: lease.slot().vmm_uid(),
+            run_dir: parts.places.run_dir.clone(),
+            capture_dir: parts.places.capture(),
+            start,
+            vcpus: parts.manifest.vcpus,
+            memory: parts.manifest.memory_mib,
+            memory_base,
+            kernel: host_file(kernel)?,
+            initramfs: host_file(&self.kernel.initramfs)?,
+            command_line: self.command_line(&parts.manifest.id),
+            disk: disk_files(disk)?,
+            tap: Tap { name: TAP, queue: lease.open_tap()? },
+            guest_mac: GUEST_MAC.to_string(),
+        })
+    }
+
+    fn start(&self, parts: &mut Parts, vm: &VmFrom) -> Result<(Start, HostFile), CreateError> {
+        match vm {
+            VmFrom::Boot => {
+                let size = self.host.vmm.memory(parts.manifest.memory_mib);
+                let base = zero_memory(&self.host.instance, size)?;
+                parts.record_memory(MemoryBase::Zero);
+                Ok((Start::Boot, base))
+            }
+            VmFrom::Generation(number, folder) => {
+                let base = folder.memory_files().base;
+                for path in [&folder.devices(), &base] {
+                    let_others_read(path)?;
+                }
+                parts.record_memory(MemoryBase::Generation(*number));
+                Ok((Start::Restore { devices: host_file(&folder.devices())? }, host_file(&base)?))
+            }
+        }
+    }
+
+    /// What the kernel and wrenn-init are told.
+    fn command_line(&self, id: &SandboxId) -> String {
+        let key = hex::encode(self.host.instance.key().verifying_key().to_bytes());
+        format!(
+            "{} wrenn.id={id} wrenn.key={key} wrenn.ip=169.254.0.21/30 wrenn.gw=169.254.0.22 wrenn.dns=169.254.0.22 \
+             wrenn.root=/dev/vda",
+            self.host.vmm.kernel_arguments(),
+        )
+    }
+
+    async fn ready(
+        &self,
+        parts: &Parts,
+        launched: Launched,
+        vm: &VmFrom,
+        watch: &mut Stopwatch,
+        mut cancel: Cancel,
+    ) -> Result<Risen, CreateError> {
+        let Launched { boot, mut ended } = launched;
+        let envd = guest_client(parts);
+        let up = async {
+            match vm {
+                VmFrom::Boot => {
+                    let boot = async { boot.boot().await.map_err(CreateError::from) };
+                    tokio::try_join!(boot, self.wait_ready(parts, &envd)).map(|(machine, ())| machine)
+                }
+                VmFrom::Generation(..) => {
+                    let mut machine = boot.boot().await?;
+                    parts.reached(Step::ResumeLoaded)?;
+                    watch.lap("load");
+                    machine.thaw().await?;
+                    parts.reached(Step::ResumeThawed)?;
+                    self.wait_ready(parts, &envd).await?;
+                    Ok(machine)
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            end = &mut ended => Err(ended_early(parts, end)),
+            () = cancelled(&mut cancel) => Err(CreateError::Cancelled),
+            up = up => match up {
+                Ok(machine) => {
+                    warn_of_no_filter(parts);
+                    Ok(Risen { machine, envd, ended })
+                }
+                Err(error) => Err(better_cause(parts, error, &mut ended).await),
+            },
+        }
+    }
+
+    async fn wait_ready(&self, parts: &Parts, envd: &EnvdClient) -> Result<(), CreateError> {
+        let ready = envd.wait_ready(self.ready_limit).await;
+        ready.map_err(|source| CreateError::Guest { console: excerpt(parts), source })
+    }
+
+    /// Gives a guest that was booted its token, environment and clock.
+    pub(super) async fn init(&self, parts: &Parts, envd: &EnvdClient) -> Result<(), CreateError> {
+        let mut env_vars = parts.manifest.env.clone();
+        env_vars.extend([
+            ("E2B_SANDBOX".to_owned(), "true".to_owned()),
+            ("E2B_SANDBOX_ID".to_owned(), parts.manifest.id.to_string()),
+            ("E2B_TEMPLATE_ID".to_owned(), parts.manifest.template.clone()),
+        ]);
+        let init = Init {
+            access_token: parts.manifest.access_token.clone(),
+            env_vars,
+            timestamp: humantime::format_rfc3339_nanos(std::time::SystemTime::now()).to_string(),
+            default_user: None,
+            default_workdir: None,
+        };
+        let told = envd.init(host_key(parts), &init).await;
+        told.map_err(|source| CreateError::Guest { console: excerpt(parts), source })
+    }
+}
+
+/// Waits until nobody wants it any more; whoever could say so may be gone, then it is wanted.
+async fn cancelled(cancel: &mut Cancel) {
+    if cancel.wait_for(|cancelled| *cancelled).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// A VMM that opens by name does so as a user of its own. Nobody else gets that far: the folders are root's alone.
+fn let_others_read(path: &Path) -> Result<(), CreateError> {
+    const MODE: u32 = 0o444;
+    let mode = std::fs::metadata(path).map_err(io_error("look at", path))?.permissions().mode();
+    // A file that is as it should be is not touched: who has checked it knows it by its times.
+    if mode & 0o777 != MODE {
+        let permissions = std::fs::Permissions::from_mode(MODE);
+        std::fs::set_permissions(path, permissions).map_err(io_error("give the VMM", path))?;
+    }
+    Ok(())
+}
+
+fn check_cancel(cancel: &Cancel) -> Result<(), CreateError> {
+    if *cancel.borrow() { Err(CreateError::Cancelled) } else { Ok(()) }
+}
+
+/// Who signs what this sandbox's guest is told.
+pub(super) fn host_key(parts: &Parts) -> HostKey<'_> {
+    HostKey { key: parts.host.instance.key(), id: &parts.manifest.id }
+}
+
+/// The way into the guest of a sandbox that has its network.
+pub(super) fn guest_client(parts: &Parts) -> EnvdClient {
+    let lease = parts.lease.as_ref().expect("networked before it is spoken to");
+    let nonces = Nonces::starting_above(parts.manifest.nonces_below);
+    EnvdClient::new(Arc::new(GuestDial(lease.connector())), parts.manifest.access_token.clone(), nonces)
+}
+
+/// The template's image as the lowest layer.
+pub(super) fn template_layer(template: &Template) -> Layer {
+    Layer { path: template.rootfs.clone(), format: LayerFormat::Raw, size_bytes: template.size_bytes }
+}
+
+/// Where the live disk is.
+pub(super) fn disk_place(host: &Host, parts: &Parts) -> Place {
+    let name = DiskName { tag: host.instance.tag(), sandbox: parts.manifest.id.clone() };
+    Place { path: parts.places.disk(), name }
+}
+
+/// What the live disk stands on, lowest first.
+pub(super) fn live_layers(template: &Template, parts: &Parts, record: &LiveDisk) -> Vec<Layer> {
+    let generations = parts.generations();
+    let between = record.beneath.iter().map(|number| Layer {
+        path: generations.folder(*number).disk(),
+        format: parts.host.storage.layer_format(),
+        size_bytes: record.size_bytes,
+    });
+    std::iter::once(template_layer(template)).chain(between).collect()
+}
+
+/// Control traffic goes through sockets of the sandbox's own namespace.
+#[derive(Debug)]
+struct GuestDial(Connector);
+
+#[async_trait]
+impl Dial for GuestDial {
+    async fn dial(&self, port: u16, limit: Duration) -> io::Result<Tunnel> {
+        let stream = self.0.connect(port, limit).await.map_err(io::Error::other)?;
+        Ok(Box::new(stream))
+    }
+}
+
+/// The live disk first, then what lies beneath, topmost first; a block device is all of it.
+fn disk_files(disk: &Disk) -> Result<Vec<DiskFile>, CreateError> {
+    if let Some(device) = &disk.device {
+        return Ok(vec![DiskFile::live(device, false).map_err(io_error("open", device))?]);
+    }
+    let mut files = vec![DiskFile::live(&disk.path, true).map_err(io_error("open", &disk.path))?];
+    for layer in disk.layers.iter().rev() {
+        let file = DiskFile::layer(&layer.path, layer.format == LayerFormat::Qcow2);
+        files.push(file.map_err(io_error("open", &layer.path))?);
+    }
+    Ok(files)
+}
+
+fn host_file(path: &Path) -> Result<HostFile, CreateError> {
+    Ok(HostFile::open(path).map_err(io_error("open", path))?)
+}
+
+/// A control connection breaks a moment before the shim can tell how the VMM ended; the shim's word says more.
+async fn better_cause(parts: &Parts, error: CreateError, ended: &mut oneshot::Receiver<VmEnd>) -> CreateError {
+    match tokio::time::timeout(END_WORD_LIMIT, ended).await {
+        Ok(end) => ended_early(parts, end),
+        Err(_it_still_runs) => error,
+    }
+}
+
+/// The VMM's own complaint is on its stderr, which the shim keeps.
+fn ended_early(parts: &Parts, end: Result<VmEnd, oneshot::error::RecvError>) -> CreateError {
+    let complaint = parts
+        .shim
+        .as_ref()
+        .and_then(|shim| shim.vmm_log().ok())
+        .map(|log| printable(&log))
+        .filter(|text| !text.is_empty());
+    let end = match complaint {
+        Some(complaint) => format!("{}: {complaint}", ending(end)),
+        None => ending(end),
+    };
+    let end = match parts.out_of_memory() {
+        Some(shortage) => format!("{end}; {shortage}"),
+        None => end,
+    };
+    CreateError::Ended { end, console: excerpt(parts) }
+}
+
+/// A VMM that was built without its system-call filter runs all the same; whoever runs untrusted code should know.
+fn warn_of_no_filter(parts: &Parts) {
+    let pid = parts.shim.as_ref().and_then(|shim| shim.vmm_pid().ok().flatten());
+    // A VMM that has ended by now is told of elsewhere.
+    let Some(Ok(threads)) = pid.map(seccomp::filters) else { return };
+    match seccomp::confinement(&threads) {
+        Confinement::Filtered { .. } => {}
+        Confinement::Open { threads } => tracing::warn!(
+            sandbox = %parts.manifest.id,
+            ?threads,
+            "the VMM runs without a system-call filter; install a release of it"
+        ),
+    }
+}
+
+pub(super) fn excerpt(parts: &Parts) -> String {
+    printable(&parts.console_tail(CONSOLE_EXCERPT_BYTES))
+}
+
+/// A guest's or a VMM's bytes as text for people: line by line, everything else escaped.
+fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| line.trim_end().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect())
+        .collect();
+    lines.join("\n").trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_prints_cannot_drive_a_terminal() {
+        assert_eq!(printable(b"one\r\n\x1b[31mtwo\xff\n"), "one\n\u{fffd}[31mtwo\u{fffd}");
+        assert_eq!(printable(b""), "");
+    }
+}
