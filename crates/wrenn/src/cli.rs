@@ -1,5 +1,7 @@
 //! The command line, as data.
 
+mod sandbox;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +9,8 @@ use clap::{Args, Parser, Subcommand};
 use wrenn_engine::probe::Wishes;
 use wrenn_engine::storage::Backend;
 use wrenn_engine::vmm::{Accel, DriverKind};
+
+pub use sandbox::{AgentArgs, AttachArgs, CreateArgs, ExecArgs, RepairArgs, SandboxVerb, ShellArgs};
 
 /// Sandboxes in microVMs, self-hosted, from one binary.
 #[derive(Debug, Parser)]
@@ -42,6 +46,15 @@ pub struct Programs {
 pub enum Verb {
     /// Boot a microVM, run a command in it, exit with the command's code, leave nothing behind.
     Run(RunArgs),
+    /// Be the agent of this host: make sandboxes that stay, and look after them until SIGTERM or Ctrl-C.
+    Agent(AgentArgs),
+    /// Make and use sandboxes that stay; an agent looks after them.
+    #[command(subcommand)]
+    Sandbox(SandboxVerb),
+    /// Open a terminal in a sandbox.
+    Shell(ShellArgs),
+    /// Finish or undo what left a sandbox in need of it.
+    Repair(RepairArgs),
     /// Build and list templates.
     #[command(subcommand)]
     Template(TemplateVerb),
@@ -117,6 +130,11 @@ pub struct Drivers {
 }
 
 impl Drivers {
+    /// Whether anything in particular is asked for.
+    pub fn are_chosen(&self) -> bool {
+        self.vmm.is_some() || self.accel.is_some() || self.storage.is_some()
+    }
+
     /// As the probe takes them.
     pub fn wishes(&self) -> Wishes {
         Wishes { vmm: self.vmm, accel: self.accel, storage: self.storage, ..Wishes::default() }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use wrenn_agent::faults::Faults;
 use wrenn_agent::host::{Host, install_shim};
 use wrenn_agent::instance::{Instance, RUN_DIR};
 use wrenn_engine::cgroup::Cgroups;
 use wrenn_engine::image::ImageStore;
+use wrenn_engine::memory::Verified;
 use wrenn_engine::network::{Network, NetworkConfig};
 use wrenn_engine::probe::{self, Cgroup, Depth, Options, Wishes};
 use wrenn_engine::storage::dm::Dm;
@@ -75,6 +77,9 @@ pub async fn open(dir: &Path, programs: &Programs, wishes: &Wishes) -> Result<Ho
         vmm,
         shim_program: install_shim(&instance, shim)?,
         memory: Mib::holding(capabilities.memory_total()),
+        pool: None,
+        verified: Verified::default(),
+        faults: Faults::default(),
         instance,
     })
 }

@@ -2,13 +2,18 @@
 //!
 //! This crate reads the command line and the environment, and prints; what happens is decided in `wrenn-agent`.
 
+mod agent_cmd;
 mod cli;
 mod doctor;
 mod embedded;
+mod execution;
 mod host;
 mod run;
+mod sandbox;
 mod template;
+mod words;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -24,6 +29,10 @@ fn main() -> ExitCode {
     start_log(cli.verbose);
     let outcome = match cli.verb {
         Verb::Run(args) => run::run(&cli.dir, &cli.programs, args),
+        Verb::Agent(args) => agent_cmd::run(&cli.dir, &cli.programs, args),
+        Verb::Sandbox(verb) => sandbox::run(&cli.dir, verb),
+        Verb::Shell(args) => sandbox::shell(&cli.dir, args),
+        Verb::Repair(args) => sandbox::repair(&cli.dir, args),
         Verb::Template(verb) => template::run(&cli.dir, verb),
         Verb::Doctor(args) => doctor::run(&host::options(&cli.dir, &cli.programs, Depth::All), args.json),
     };
@@ -33,17 +42,9 @@ fn main() -> ExitCode {
     })
 }
 
-/// The error and its causes on one line; a source's text that its parent repeats is left out.
+/// The error and its causes on one line.
 fn causes(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if text.is_empty() {
-            text = cause;
-        } else if !text.ends_with(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
+    wrenn_agent::host_agent::with_causes(error.as_ref())
 }
 
 /// Warnings by default, so that a command's own output stays clean; `-v` tells what happens, `-vv` how.
@@ -56,6 +57,8 @@ fn start_log(verbose: u8) {
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
+        // A log in a file is for people with grep.
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_target(false)
         .init();

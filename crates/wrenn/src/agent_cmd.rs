@@ -1,0 +1,82 @@
+//! `wrenn agent`: the agent of one instance, until a signal ends it.
+//!
+//! ```text
+//!   open the host ─► start the manager (takes over what is there) ─► listen ─► serve ── signal ─► stop listening
+//!                                                                                                 │ the manager ends:
+//!                                                                                                 ▼ VMs left, paused, destroyed
+//! ```
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::oneshot;
+use wrenn_agent::manager::{Manager, Shutdown};
+use wrenn_agent::rpc;
+use wrenn_engine::network::Pool;
+use wrenn_engine::units::Mib;
+
+use crate::cli::{AgentArgs, Programs};
+use crate::execution::Signals;
+use crate::host;
+
+/// What becomes of the sandboxes when the agent ends.
+fn at_end(args: &AgentArgs) -> Shutdown {
+    match (args.pause_all, args.destroy_all) {
+        (_, true) => Shutdown::DestroyAll,
+        (true, false) => Shutdown::PauseAll,
+        (false, false) => Shutdown::Leave,
+    }
+}
+
+/// Is the agent.
+pub fn run(dir: &Path, programs: &Programs, args: AgentArgs) -> Result<ExitCode> {
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(dir, programs, args))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(dir: &Path, programs: &Programs, mut args: AgentArgs) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let mut host = host::open(dir, programs, &args.drivers.wishes()).await?;
+    host.faults = args.fault.take().unwrap_or_default();
+    host.pool = args.pool.filter(|size| *size > 0).map(|size| Pool::new(host.network.clone(), size.into()));
+    let socket = host.instance.agent_socket();
+    let manager = Manager::start(Arc::new(host), args.memory.map(Mib)).await?;
+    let listener = rpc::listen(&socket).await?;
+    let (end, ended) = oneshot::channel::<()>();
+    // A sender that is gone is an end as well.
+    let serving = tokio::spawn(rpc::serve(Arc::new(manager.clone()), listener, async { drop(ended.await) }));
+    eprintln!("wrenn: the agent of {} listens on {}", dir.display(), socket.display());
+    let signal = signals.next().await;
+    tracing::info!(signal, "the agent ends");
+    drop(end);
+    // First of all nobody gets in any more; calls under way end because the manager does.
+    let stopped = manager.shutdown(at_end(&args)).await;
+    serving.await.context("the agent's server made a mistake")?;
+    Ok(stopped?)
+}
+
+/// Each tunnel takes two descriptors, and each sandbox some; the usual soft limit of 1024 is for programs that use select().
+fn raise_descriptor_limit() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vms_are_left_running_unless_it_is_said_otherwise() {
+        let at_end = |pause_all, destroy_all| at_end(&AgentArgs { pause_all, destroy_all, ..AgentArgs::default() });
+        assert_eq!(at_end(false, false), Shutdown::Leave);
+        assert_eq!(at_end(true, false), Shutdown::PauseAll);
+        assert_eq!(at_end(false, true), Shutdown::DestroyAll);
+    }
+}

@@ -1,0 +1,362 @@
+//! The command line of `wrenn agent`, `wrenn sandbox …`, `wrenn repair` and `wrenn shell`, as data.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use wrenn_agent::faults::Faults;
+use wrenn_agent::host_agent::OnTimeout;
+use wrenn_engine::names::SandboxId;
+
+use super::{Drivers, key_value};
+
+/// How the agent starts and ends.
+#[derive(Debug, Default, Args)]
+pub struct AgentArgs {
+    /// What sandboxes are made with; the best this host has by default.
+    #[command(flatten)]
+    pub drivers: Drivers,
+    /// Networks that are made ahead, so that a new sandbox need not wait for its own.
+    #[arg(long, value_name = "N")]
+    pub pool: Option<u16>,
+    /// Memory in MiB that all VMs that run may have together; by default what the host has, less a reserve.
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u32>,
+    /// For tests: what goes wrong at a step.
+    #[arg(long, hide = true, value_name = "STEP:FAULT")]
+    pub fault: Option<Faults>,
+    /// Pause all sandboxes when the agent ends; by default their VMs go on running.
+    #[arg(long, conflicts_with = "destroy_all")]
+    pub pause_all: bool,
+    /// Destroy all sandboxes when the agent ends.
+    #[arg(long)]
+    pub destroy_all: bool,
+}
+
+/// What can be done with sandboxes.
+#[derive(Debug, Subcommand)]
+pub enum SandboxVerb {
+    /// Make a sandbox that stays; prints its id.
+    Create(CreateArgs),
+    /// List the sandboxes.
+    Ls {
+        /// Print a JSON array.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one sandbox.
+    Get {
+        /// Which sandbox.
+        id: SandboxId,
+        /// Print a JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a command in a sandbox and exit with the command's code.
+    Exec(ExecArgs),
+    /// Come back to a command that runs in a sandbox. Ctrl-C leaves it; the command goes on.
+    Attach(AttachArgs),
+    /// List the commands that run in a sandbox.
+    Ps {
+        /// Which sandbox.
+        id: SandboxId,
+        /// Print a JSON array.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put a sandbox to rest: it costs no memory and no CPU until it is resumed.
+    Pause {
+        /// Which sandbox.
+        id: SandboxId,
+        /// Keep the disk only: a resume boots it.
+        #[arg(long)]
+        disk_only: bool,
+        /// Print a JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Bring a sandbox back from rest.
+    Resume {
+        /// Which sandbox.
+        id: SandboxId,
+        /// How long it runs until its time is up; as long as before by default, counted anew.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        timeout: Option<Duration>,
+        /// How long the guest may take to become ready.
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+        boot_timeout: Duration,
+        /// Print a JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change when a running sandbox's time is up.
+    Timeout {
+        /// Which sandbox.
+        id: SandboxId,
+        /// From now, such as 10m; or `never`.
+        #[arg(value_name = "TIME|never")]
+        time: TimeLimit,
+        /// What happens then; as it was by default.
+        #[arg(long, value_name = "WHAT")]
+        on_timeout: Option<AtTimeout>,
+        /// Print a JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Destroy sandboxes, whatever they are doing.
+    Rm {
+        /// Which sandboxes.
+        #[arg(required = true)]
+        ids: Vec<SandboxId>,
+        /// Print a JSON array.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the end of a sandbox's serial console.
+    Logs {
+        /// Which sandbox.
+        id: SandboxId,
+        /// At most this many bytes.
+        #[arg(long, value_name = "BYTES", default_value_t = u32::MAX, hide_default_value = true)]
+        bytes: u32,
+        /// Print a JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what a sandbox takes of its host.
+    Stat {
+        /// Which sandbox.
+        id: SandboxId,
+        /// Print a JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A sandbox as it is wanted.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Template to start from; see `wrenn template ls`.
+    #[arg(short, long, default_value = "minimal")]
+    pub template: String,
+    /// Boot this kernel image instead of the one Wrenn prepared.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<std::path::PathBuf>,
+    /// Virtual CPUs.
+    #[arg(long, default_value_t = 1)]
+    pub vcpus: u32,
+    /// Memory in MiB.
+    #[arg(long, default_value_t = 256, value_name = "MIB")]
+    pub memory: u32,
+    /// Disk in MiB; at least, and by default, the template's size.
+    #[arg(long, value_name = "MIB")]
+    pub disk: Option<u32>,
+    /// Set an environment variable for every process in it; may be repeated.
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub env: Vec<(String, String)>,
+    /// Attach a label; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub metadata: Vec<(String, String)>,
+    /// How long it runs until its time is up, such as 10m; without end by default.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub timeout: Option<Duration>,
+    /// What happens when its time is up.
+    #[arg(long, value_name = "WHAT", default_value = "destroy")]
+    pub on_timeout: AtTimeout,
+    /// How long the guest may take to become ready.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    pub boot_timeout: Duration,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A command to run in a sandbox. Exit codes are those of `wrenn run`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// Which sandbox.
+    pub id: SandboxId,
+    /// Set an environment variable for the command; may be repeated.
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub env: Vec<(String, String)>,
+    /// Working directory of the command; the user's home by default.
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User the command runs as.
+    #[arg(short, long, default_value = "root")]
+    pub user: String,
+    /// End the command after this time, such as 30s or 5m (exit code 124).
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub timeout: Option<Duration>,
+    /// Leave once it runs, and print its pid; see `attach` and `ps`.
+    #[arg(short, long)]
+    pub detach: bool,
+    /// With --detach: keep its standard input open, for `attach --stdin`. Without, standard input is passed on anyway.
+    #[arg(long, requires = "detach")]
+    pub stdin: bool,
+    /// Print one JSON object with output and exit instead of the live output.
+    #[arg(long)]
+    pub json: bool,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// A command to come back to.
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// Which sandbox.
+    pub id: SandboxId,
+    /// Pid of the command in the sandbox; see `ps`.
+    pub pid: u32,
+    /// Print its output from this place on, in bytes from its beginning; by default all that the sandbox still has.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub offset: u64,
+    /// Pass standard input on to it.
+    #[arg(long)]
+    pub stdin: bool,
+    /// Print one JSON object with output and exit instead of the live output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A terminal in a sandbox.
+#[derive(Debug, Args)]
+pub struct ShellArgs {
+    /// Which sandbox.
+    pub id: SandboxId,
+    /// Set an environment variable for the shell; may be repeated.
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub env: Vec<(String, String)>,
+    /// Working directory of the shell; the user's home by default.
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User the shell runs as.
+    #[arg(short, long, default_value = "root")]
+    pub user: String,
+    /// A command to run on the terminal instead of a login shell.
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// A sandbox to repair.
+#[derive(Debug, Args)]
+pub struct RepairArgs {
+    /// Which sandbox.
+    pub id: SandboxId,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What happens when a sandbox's time is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AtTimeout {
+    /// It is paused, and can be resumed.
+    Pause,
+    /// It is destroyed.
+    Destroy,
+}
+
+impl From<AtTimeout> for OnTimeout {
+    fn from(at_timeout: AtTimeout) -> Self {
+        match at_timeout {
+            AtTimeout::Pause => Self::Pause,
+            AtTimeout::Destroy => Self::Destroy,
+        }
+    }
+}
+
+/// A time from now, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeLimit(pub Option<Duration>);
+
+impl std::str::FromStr for TimeLimit {
+    type Err = humantime::DurationError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "never" => Ok(Self(None)),
+            text => humantime::parse_duration(text).map(|time| Self(Some(time))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use clap::error::ErrorKind;
+
+    use super::*;
+    use crate::cli::{Cli, Verb};
+
+    const ID: &str = "sbabcdefghijklmnopqr";
+
+    fn parse(line: &str) -> Result<Verb, clap::Error> {
+        Cli::try_parse_from(line.replace("ID", ID).split_whitespace()).map(|cli| cli.verb)
+    }
+
+    fn sandbox(line: &str) -> SandboxVerb {
+        match parse(&format!("wrenn sandbox {line}")) {
+            Ok(Verb::Sandbox(verb)) => verb,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_sandbox_as_it_is_wanted() {
+        let line = "create -t base --vcpus 2 --memory 512 --disk 4096 -e A=b=c --metadata owner=me --timeout 10m \
+                    --on-timeout pause --boot-timeout 2m --json";
+        let SandboxVerb::Create(create) = sandbox(line) else { panic!("not create") };
+        assert_eq!((create.template.as_str(), create.vcpus, create.memory, create.disk), ("base", 2, 512, Some(4096)));
+        assert_eq!(create.env, [("A".to_owned(), "b=c".to_owned())]);
+        assert_eq!(create.metadata, [("owner".to_owned(), "me".to_owned())]);
+        assert_eq!((create.timeout, create.on_timeout), (Some(Duration::from_secs(600)), AtTimeout::Pause));
+        assert_eq!((create.boot_timeout, create.json), (Duration::from_secs(120), true));
+        let SandboxVerb::Create(create) = sandbox("create") else { panic!("not create") };
+        assert_eq!((create.timeout, create.on_timeout), (None, AtTimeout::Destroy));
+    }
+
+    #[test]
+    fn everything_after_the_command_is_the_commands() {
+        let SandboxVerb::Exec(exec) = sandbox("exec --user user ID -- ls --json -d") else { panic!("not exec") };
+        assert_eq!(
+            (exec.command, exec.json, exec.detach),
+            (vec!["ls".into(), "--json".into(), "-d".into()], false, false)
+        );
+        assert_eq!(exec.user, "user");
+        let Ok(Verb::Shell(shell)) = parse("wrenn shell ID -- top -b") else { panic!("not shell") };
+        assert_eq!(shell.command, ["top", "-b"]);
+    }
+
+    #[test]
+    fn times_can_be_never() {
+        let SandboxVerb::Timeout { time, on_timeout, .. } = sandbox("timeout ID never") else { panic!("not timeout") };
+        assert_eq!((time, on_timeout), (TimeLimit(None), None));
+        let SandboxVerb::Timeout { time, .. } = sandbox("timeout ID 90s --on-timeout destroy") else { panic!() };
+        assert_eq!(time, TimeLimit(Some(Duration::from_secs(90))));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (line, kind) in [
+            ("wrenn sandbox get sb1", ErrorKind::ValueValidation),
+            ("wrenn sandbox rm", ErrorKind::MissingRequiredArgument),
+            ("wrenn sandbox exec ID", ErrorKind::MissingRequiredArgument),
+            ("wrenn sandbox exec --stdin ID -- cat", ErrorKind::MissingRequiredArgument),
+            ("wrenn sandbox timeout ID soon", ErrorKind::ValueValidation),
+            ("wrenn sandbox create --metadata owner", ErrorKind::ValueValidation),
+            ("wrenn sandbox create --on-timeout explode", ErrorKind::InvalidValue),
+            ("wrenn agent --pause-all --destroy-all", ErrorKind::ArgumentConflict),
+        ] {
+            assert_eq!(parse(line).unwrap_err().kind(), kind, "{line}");
+        }
+    }
+
+    #[test]
+    fn where_to_come_back_to() {
+        let SandboxVerb::Attach(attach) = sandbox("attach ID 77 --offset 1234567890123") else { panic!("not attach") };
+        assert_eq!((attach.pid, attach.offset, attach.stdin), (77, 1_234_567_890_123, false));
+        let SandboxVerb::Rm { ids, .. } = sandbox("rm ID ID") else { panic!("not rm") };
+        assert_eq!(ids.len(), 2);
+    }
+}
