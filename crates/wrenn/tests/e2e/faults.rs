@@ -110,7 +110,7 @@ fn root_a_template_removed_while_in_use_goes_on_working() {
 }
 
 /// Xorshift of a spread seed: the same everywhere.
-fn random(seed: u64) -> u64 {
+pub fn random(seed: u64) -> u64 {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     x ^= x << 13;
     x ^= x >> 7;

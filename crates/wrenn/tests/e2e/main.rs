@@ -15,5 +15,6 @@ mod faults;
 mod guest_faults;
 mod instances;
 mod internet;
+mod life;
 mod run;
 mod world;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long anything that is waited for may take; under emulation on a busy machine a boot takes up to 15 s.
-pub const LIMIT: Duration = Duration::from_secs(90);
+/// How long anything that is waited for may take: on a busy machine an emulated host needs 80 s for 100 MB of output.
+pub const LIMIT: Duration = Duration::from_secs(240);
 
 /// The drivers that these tests run on: `WRENN_TEST_STACK`, such as `firecracker+kvm+dm`; by default those that run on any
 /// machine. Nothing is left to what the host happens to have.
@@ -70,6 +70,16 @@ impl World {
         command
     }
 
+    /// `wrenn run -- sh -c SCRIPT` that asks for no drivers of its own, and so goes through an agent where there is one.
+    pub fn run_through_agent(&self, script: &str) -> Command {
+        let mut command = self.wrenn(&["run", "--", "sh", "-c", script]);
+        for wish in ["WRENN_VMM", "WRENN_ACCEL", "WRENN_STORAGE"] {
+            command.env_remove(wish);
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
     /// Runs `wrenn` to its end.
     pub fn output(&self, args: &[&str]) -> Output {
         finish(self.wrenn(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
@@ -88,7 +98,12 @@ impl World {
 
     /// `wrenn` with these arguments, which prints a line `ready`; answers when it has.
     pub fn start_wrenn(&self, args: &[&str]) -> Running {
-        let mut child = self.wrenn(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Self::start_command(self.wrenn(args).stdout(Stdio::piped()).stderr(Stdio::piped()))
+    }
+
+    /// A command whose first line of output is `ready`; answers when it has come.
+    pub fn start_command(command: &mut Command) -> Running {
+        let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
@@ -132,6 +147,17 @@ impl World {
         let shim = self.shim_pid();
         let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
         children.split_whitespace().next().expect("the shim has a VMM").parse().unwrap()
+    }
+
+    /// As [`World::finish`], for an instance whose agent has ended: that has its socket's folder no more, and its log stays.
+    pub fn finish_agent(self) {
+        let left = self.left_behind_by_agent();
+        assert!(left.is_empty(), "left behind: {left:#?}\n{}", self.agent_words());
+    }
+
+    /// Everything of this instance that is on the host once its agent has ended.
+    pub fn left_behind_by_agent(&self) -> Vec<String> {
+        self.left_behind().into_iter().filter(|line| !line.contains("agent.")).collect()
     }
 
     /// Fails if anything of this instance is left on the host, or anything of the host is not as it was.
