@@ -43,7 +43,8 @@ pub struct Args {
     /// How often each measurement is taken
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Only these parts: boots, a run under load, a running sandbox, disks, many at once (only when asked for)
+    /// Only these parts: boots, a run under load, a running sandbox, disks, pause and resume, and, only when asked for,
+    /// many boots at once and an agent with many sandboxes
     #[arg(long)]
     only: Vec<Part>,
     /// Measure in an emulated host, which has KVM, device-mapper and, where there is one, this host's Firecracker
@@ -64,7 +65,9 @@ enum Part {
     Load,
     Warm,
     Disk,
+    Life,
     Crowd,
+    CrowdLife,
 }
 
 /// The side of a number on which a value should be.
@@ -158,7 +161,9 @@ fn measuring(program: &Path, wrenn: &Path, data: &Path, args: &Args) -> Result<V
             Part::Load => "load",
             Part::Warm => "warm",
             Part::Disk => "disk",
+            Part::Life => "life",
             Part::Crowd => "crowd",
+            Part::CrowdLife => "crowd-life",
         };
         words.extend(["--only", name].map(str::to_owned));
     }

@@ -6,28 +6,22 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::Read as _;
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use async_trait::async_trait;
 use serde::Deserialize;
-use tokio::net::TcpStream;
-use wrenn_agent::envd_client::{Dial, EnvdClient};
 use wrenn_agent::host::zero_memory;
-use wrenn_engine::names::{DiskName, SandboxId};
-use wrenn_engine::network::addresses::TAP;
-use wrenn_engine::network::{Connector, GUEST_MAC, Lease};
-use wrenn_engine::storage::{Disk, Layer, LayerFormat, Place};
-use wrenn_engine::vmm::{DiskFile, DriverKind, HostFile, Launch, Plan, Tap, VmSpec};
+use wrenn_engine::network::Lease;
+use wrenn_engine::vmm::{DriverKind, Launch, Plan, Start, VmSpec};
 use wrenn_sys::spawn::{ExitStatus, Spawn};
 
 use crate::Round;
-use crate::program::{self, Running};
-use crate::setting::{MEMORY, READY_LIMIT, Setting, TEMPLATE, VCPUS};
+use crate::plain;
+use crate::program;
+use crate::setting::{MEMORY, READY_LIMIT, Setting};
 
 /// Phases of a run that the guest or the command takes, not we.
 const NOT_OURS: [&str; 3] = ["guest", "init", "exec"];
@@ -39,15 +33,15 @@ const TAKING_DOWN: &str = "end ";
 /// Plain and ours, first and second in turn.
 pub fn take(setting: &Setting, round: &mut Round) -> Result<()> {
     if round.number() % 2 == 1 {
-        plain(setting, round)?;
+        bare(setting, round)?;
         ours(setting, round)
     } else {
         ours(setting, round)?;
-        plain(setting, round)
+        bare(setting, round)
     }
 }
 
-fn plain(setting: &Setting, round: &mut Round) -> Result<()> {
+fn bare(setting: &Setting, round: &mut Round) -> Result<()> {
     round.doing("a plain VMM");
     let ready = setting.runtime.block_on(plain_ready(setting)).context("cannot measure a plain VMM")?;
     round.value("plain-ready", "ms", millis(ready));
@@ -63,7 +57,11 @@ async fn plain_ready(setting: &Setting) -> Result<Duration> {
 
 async fn boot(setting: &Setting, lease: &Lease) -> Result<Duration> {
     let folder = tempfile::tempdir()?;
-    let (vm, disk) = vm(setting, lease, folder.path())?;
+    let base = plain::template_layer(setting)?;
+    let size_bytes = base.size_bytes;
+    let disk = setting.host.storage.create(&plain::place(setting, folder.path()), &[base], size_bytes)?;
+    let zeroes = zero_memory(&setting.host.instance, setting.host.vmm.memory(MEMORY))?;
+    let vm = plain::vm(setting, lease, folder.path(), &disk, (Start::Boot, zeroes))?;
     let ready = match setting.host.vmm.describe().driver {
         DriverKind::Qemu => boot_qemu(setting, lease, vm).await,
         DriverKind::Firecracker => boot_firecracker(setting, lease, vm, folder.path()).await,
@@ -113,71 +111,10 @@ async fn boot_firecracker(setting: &Setting, lease: &Lease, vm: VmSpec, folder: 
 
 /// From the start of a VMM until its guest's agent answers; then it is ended.
 async fn until_ready(lease: &Lease, spawn: Spawn<'_>) -> Result<Duration> {
-    // Its console is read, as our shim reads ours: a pipe that fills up would stop the guest.
-    let (console, console_writer) = io::pipe()?;
-    drain(console);
-    let envd = EnvdClient::new(Arc::new(GuestDial(lease.connector())), String::new());
-    let vmm = Running::start(spawn.fd(console_writer.as_fd(), 1))?;
+    let envd = plain::guest(lease);
+    let vmm = plain::start(spawn)?;
     envd.wait_ready(READY_LIMIT).await?;
     Ok(vmm.started().elapsed())
-}
-
-/// The VM that `wrenn run` makes.
-fn vm(setting: &Setting, lease: &Lease, folder: &Path) -> Result<(VmSpec, Disk)> {
-    let host = &setting.host;
-    let (template, kernel) = (host.images.template(TEMPLATE)?, host.images.kernel(None)?);
-    let base = Layer { path: template.rootfs, format: LayerFormat::Raw, size_bytes: template.size_bytes };
-    let id = SandboxId::from_random([0; 18]);
-    let name = DiskName { tag: host.instance.tag(), sandbox: id.clone() };
-    let disk = host.storage.create(&Place { path: folder.join("disk"), name }, &[base], template.size_bytes)?;
-    let files = disk_files(&disk)?;
-    let key = hex::encode(host.instance.key().verifying_key().to_bytes());
-    let spec = VmSpec {
-        uid: lease.slot().vmm_uid(),
-        run_dir: folder.to_owned(),
-        vcpus: VCPUS,
-        memory: MEMORY,
-        memory_base: zero_memory(&host.instance, host.vmm.memory(MEMORY))?.into(),
-        kernel: HostFile::open(kernel.boot_image())?,
-        initramfs: HostFile::open(&kernel.initramfs)?,
-        command_line: format!(
-            "{} wrenn.id={id} wrenn.key={key} wrenn.ip=169.254.0.21/30 wrenn.gw=169.254.0.22 wrenn.dns=169.254.0.22 \
-             wrenn.root=/dev/vda",
-            host.vmm.kernel_arguments()
-        ),
-        disk: files,
-        tap: Tap { name: TAP, queue: lease.open_tap()? },
-        guest_mac: GUEST_MAC.to_string(),
-        id,
-    };
-    Ok((spec, disk))
-}
-
-/// What the VMM opens of a disk: the device where the kernel puts it together, else every file of it.
-fn disk_files(disk: &Disk) -> Result<Vec<DiskFile>> {
-    if let Some(device) = &disk.device {
-        return Ok(vec![DiskFile::live(device, false)?]);
-    }
-    let mut files = vec![DiskFile::live(&disk.path, true)?];
-    for layer in disk.layers.iter().rev() {
-        files.push(DiskFile::layer(&layer.path, layer.format == LayerFormat::Qcow2)?);
-    }
-    Ok(files)
-}
-
-/// Reads a console on a thread of its own until its writers are gone; nobody looks at it.
-fn drain(mut console: io::PipeReader) {
-    std::thread::spawn(move || io::copy(&mut console, &mut io::sink()));
-}
-
-#[derive(Debug)]
-struct GuestDial(Connector);
-
-#[async_trait]
-impl Dial for GuestDial {
-    async fn dial(&self, port: u16, limit: Duration) -> io::Result<TcpStream> {
-        self.0.connect(port, limit).await.map_err(io::Error::other)
-    }
 }
 
 /// What `wrenn run --json` prints; the rest is not looked at.
@@ -216,6 +153,7 @@ fn ours(setting: &Setting, round: &mut Round) -> Result<()> {
     Ok(())
 }
 
-fn millis(duration: Duration) -> f64 {
+/// As values are said.
+pub fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }

@@ -9,7 +9,9 @@
 //!         ─► load: `wrenn run` with 100 MB of output, its peak memory; then its VMM is killed
 //!         ─► warm: one sandbox in this process: idle memory, exec, output, each beside its bare counterpart
 //!         ─► disk: a device-mapper disk made and removed, and the same by programs
+//!         ─► life: an agent's memory, a sandbox paused and resumed, each beside its bare parts
 //!         ─► crowd: 32 `wrenn run -- true` at once                              only when asked for
+//!         ─► crowd-life: an agent with 20 sandboxes, its memory, and the next agent that takes them over       likewise
 //! ```
 //!
 //! Standard output is one [`Record`] per line. A part that fails is said and the next one is taken; the exit code tells.
@@ -20,10 +22,14 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 
+mod agent;
 mod cold;
 mod crowd;
+mod crowd_life;
 mod disk;
+mod life;
 mod load;
+mod plain;
 mod program;
 #[path = "../../src/bench/record.rs"]
 mod record;
@@ -51,7 +57,7 @@ pub struct Args {
     /// The Firecracker to measure, where it is the host's best VMM
     #[arg(long)]
     firecracker: Option<PathBuf>,
-    /// Only these parts of each round: cold, load, warm, disk, crowd
+    /// Only these parts of each round: cold, load, warm, disk, life, crowd, crowd-life
     #[arg(long)]
     only: Vec<String>,
     /// Cargo's own mark of a bench run
@@ -62,11 +68,18 @@ pub struct Args {
 /// Takes the values of one part of a round.
 type Take = fn(&Setting, &mut Round) -> Result<()>;
 
-const PARTS: [(&str, Take); 5] =
-    [("cold", cold::take), ("load", load::take), ("warm", warm::take), ("disk", disk::take), ("crowd", crowd::take)];
+const PARTS: [(&str, Take); 7] = [
+    ("cold", cold::take),
+    ("load", load::take),
+    ("warm", warm::take),
+    ("disk", disk::take),
+    ("life", life::take),
+    ("crowd", crowd::take),
+    ("crowd-life", crowd_life::take),
+];
 
 /// What takes minutes and is not part of a round by itself.
-const ON_DEMAND: &str = "crowd";
+const ON_DEMAND: [&str; 2] = ["crowd", "crowd-life"];
 
 /// Where the values of a round go.
 #[derive(Debug)]
@@ -121,7 +134,7 @@ fn measure(args: &Args) -> Result<bool> {
     let mut whole = true;
     for number in 1..=args.rounds {
         let wanted = |part: &str| match args.only.as_slice() {
-            [] => part != ON_DEMAND,
+            [] => !ON_DEMAND.contains(&part),
             only => only.iter().any(|each| each == part),
         };
         for (part, take) in PARTS.into_iter().filter(|(part, _)| wanted(part)) {

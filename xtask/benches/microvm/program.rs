@@ -54,6 +54,16 @@ impl Running {
         self.started
     }
 
+    /// Sends it a signal; `false` if it has ended and was seen to.
+    pub fn signal(&self, signal: Signal) -> Result<bool> {
+        Ok(self.child.signal(signal)?)
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// Waits for its end.
     pub fn wait(self) -> Result<Ended> {
         while poll(&mut [PollFd::new(&self.child, PollFlags::IN)], None) == Err(rustix::io::Errno::INTR) {}
@@ -126,9 +136,18 @@ pub fn children(pid: u32) -> Result<Vec<u32>> {
 
 /// The most memory a living process had resident, in bytes.
 pub fn peak_rss(pid: u32) -> Result<u64> {
+    size_of(pid, "VmHWM")
+}
+
+/// The memory a living process has resident now, in bytes.
+pub fn rss(pid: u32) -> Result<u64> {
+    size_of(pid, "VmRSS")
+}
+
+fn size_of(pid: u32, field: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    status_bytes(&status, "VmHWM").with_context(|| format!("no VmHWM in {path}"))
+    status_bytes(&status, field).with_context(|| format!("no {field} in {path}"))
 }
 
 /// A size in a process's status, in bytes.

@@ -1,16 +1,20 @@
 //! What is measured with: the instance, opened as `wrenn` opens it, and the sandbox that all measurements ask for.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::runtime::Runtime;
+use wrenn_agent::faults::Faults;
 use wrenn_agent::host::{Host, install_shim};
+use wrenn_agent::host_agent::{CreateRequest, OnTimeout};
 use wrenn_agent::instance::{Instance, RUN_DIR};
-use wrenn_agent::sandbox::{Request, Shape};
+use wrenn_agent::sandbox::Shape;
 use wrenn_engine::cgroup::Cgroups;
 use wrenn_engine::image::ImageStore;
+use wrenn_engine::memory::Verified;
 use wrenn_engine::network::{Network, NetworkConfig};
 use wrenn_engine::probe::{self, Depth, Options, Wishes};
 use wrenn_engine::storage::dm::Dm;
@@ -38,7 +42,7 @@ const TSC_WINDOW: Duration = Duration::from_millis(50);
 /// What is measured with.
 pub struct Setting {
     /// The instance and its drivers.
-    pub host: Host,
+    pub host: Arc<Host>,
     /// For what is asynchronous; the same kind that `wrenn run` has.
     pub runtime: Runtime,
     /// The VMM's program.
@@ -85,18 +89,33 @@ impl Setting {
             cgroups: Cgroups::mounted(instance.tag(), Path::new(RUN_DIR)).ok(),
             shim_program: install_shim(&instance, &shim)?,
             memory: Mib::holding(capabilities.memory_total()),
+            pool: None,
+            verified: Verified::default(),
+            faults: Faults::default(),
             instance,
         };
-        Ok(Self { host, runtime, vmm_program, wrenn: args.wrenn.clone(), data: args.data.clone(), guest_bytes })
+        Ok(Self {
+            host: Arc::new(host),
+            runtime,
+            vmm_program,
+            wrenn: args.wrenn.clone(),
+            data: args.data.clone(),
+            guest_bytes,
+        })
     }
 
     /// What every sandbox is asked to be.
-    pub fn request(&self) -> Request {
-        Request {
+    pub fn request(&self) -> CreateRequest {
+        CreateRequest {
             template: TEMPLATE.to_owned(),
             kernel: None,
             shape: Shape { vcpus: VCPUS, memory: MEMORY, disk: None },
+            env: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            timeout: None,
+            on_timeout: OnTimeout::Destroy,
             ready_limit: READY_LIMIT,
+            bound: false,
         }
     }
 

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use wrenn_agent::envd_client::{Command, Exec, ExecEnd, ExecEvent};
 use wrenn_agent::instance::RUN_DIR;
 use wrenn_agent::manifest::Manifest;
-use wrenn_agent::sandbox::{self, Sandbox};
+use wrenn_agent::sandbox::{self, Owner, Sandbox};
 use wrenn_engine::names::SlotName;
 use wrenn_engine::vmm::Accel;
 use wrenn_sys::netns::NetNs;
@@ -51,7 +51,7 @@ pub fn take(setting: &Setting, round: &mut Round) -> Result<()> {
     setting.runtime.block_on(async {
         round.doing("create a sandbox");
         let (_never, cancel) = watch::channel(false);
-        let sandbox = sandbox::create(&setting.host, &setting.request(), cancel).await?;
+        let sandbox = sandbox::create(&setting.host, setting.request(), Owner::Process, cancel).await?;
         let taken = in_sandbox(setting, &sandbox, round).await;
         sandbox.destroy().await;
         taken
@@ -140,8 +140,9 @@ async fn fork_exec_ms(sandbox: &Sandbox) -> Result<f64> {
     let mut told = Vec::new();
     loop {
         match exec.next().await? {
-            ExecEvent::Stdout(lines) => told.extend(lines.iter().map(|_| Instant::now())),
-            ExecEvent::Stderr(chunk) => bail!("a shell complained: {}", String::from_utf8_lossy(&chunk)),
+            ExecEvent::Stdout(lines) => told.extend(lines.bytes.iter().map(|_| Instant::now())),
+            ExecEvent::Stderr(chunk) => bail!("a shell complained: {}", String::from_utf8_lossy(&chunk.bytes)),
+            ExecEvent::Terminal(_) | ExecEvent::Gap { .. } => bail!("an event of no command without a terminal"),
             ExecEvent::End(_) => break,
         }
     }
@@ -210,8 +211,9 @@ async fn finish(exec: &mut Exec) -> Result<u64> {
     let mut bytes = 0;
     loop {
         match exec.next().await? {
-            ExecEvent::Stdout(chunk) => bytes += chunk.len() as u64,
-            ExecEvent::Stderr(chunk) => bail!("a command complained: {}", String::from_utf8_lossy(&chunk)),
+            ExecEvent::Stdout(chunk) => bytes += chunk.bytes.len() as u64,
+            ExecEvent::Stderr(chunk) => bail!("a command complained: {}", String::from_utf8_lossy(&chunk.bytes)),
+            ExecEvent::Terminal(_) | ExecEvent::Gap { .. } => bail!("an event of no command without a terminal"),
             ExecEvent::End(ExecEnd::Exited(0)) => return Ok(bytes),
             ExecEvent::End(end) => bail!("a command ended with {end:?}"),
         }
@@ -224,9 +226,9 @@ async fn run(sandbox: &Sandbox, script: &str) -> Result<String> {
     let mut text = Vec::new();
     loop {
         match exec.next().await? {
-            ExecEvent::Stdout(chunk) => text.extend_from_slice(&chunk),
+            ExecEvent::Stdout(chunk) => text.extend_from_slice(&chunk.bytes),
             // A process that ends while it is looked at.
-            ExecEvent::Stderr(_) => {}
+            ExecEvent::Stderr(_) | ExecEvent::Terminal(_) | ExecEvent::Gap { .. } => {}
             ExecEvent::End(_) => return Ok(String::from_utf8(text)?),
         }
     }

@@ -11,6 +11,10 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("guest-idle-rss", Target::AtMost(8.0)),
     ("guest-binary", Target::AtMost(5.0)),
     ("fault-notice", Target::AtMost(1000.0)),
+    ("pause-scan-difference", Target::AtMost(20.0)),
+    ("agent-rss-idle", Target::AtMost(30.0)),
+    ("agent-rss-per-sandbox", Target::AtMost(1.0)),
+    ("adopt-20", Target::AtMost(2000.0)),
 ];
 
 /// Two measurements of the same round, one divided by the other.
@@ -42,6 +46,22 @@ pub const RATIOS: &[Ratio] = &[
     },
     Ratio { name: "disk-time-ratio", of: "disk-1gib", to: "disk-by-programs", target: None },
     Ratio { name: "disk-size-ratio", of: "disk-8gib", to: "disk-1gib", target: Some(Target::AtMost(1.2)) },
+    // How long a VM stands still to be captured, to what its VMM needs for it and a copy of what changed in memory.
+    Ratio {
+        name: "pause-frozen-ratio",
+        of: "pause-frozen",
+        to: "pause-frozen-bare",
+        target: Some(Target::AtMost(1.5)),
+    },
+    // What changed, written and durable with its checksums, to the same bytes in a file.
+    Ratio {
+        name: "pause-durable-ratio",
+        of: "pause-durable",
+        to: "pause-durable-bare",
+        target: Some(Target::AtMost(1.3)),
+    },
+    // From the call until `true` has run in the guest, to a plain VMM that goes on from the same state until its guest answers.
+    Ratio { name: "resume-ratio", of: "resume-exec", to: "plain-restore", target: Some(Target::AtMost(1.25)) },
     // 32 at once, to the CPU time that they take on all cores.
     Ratio { name: "crowd-ratio", of: "crowd-wall", to: "crowd-least", target: Some(Target::AtMost(1.2)) },
     // Throughput: more is better.

@@ -1,0 +1,170 @@
+//! `wrenn agent` as a process under measurement, and the sandboxes that it is asked for.
+//!
+//! It is asked over its socket, as `wrenn sandbox` asks it, but without the start of a program for each question. Its
+//! sandboxes carry a label, so that nobody else's are touched, and those of a run that was cut off are removed by the next.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::Signal;
+use tokio::time::sleep;
+use wrenn_agent::envd_client::{Command, EnvdClient, ExecEnd, ExecEvent};
+use wrenn_agent::guest_link;
+use wrenn_agent::host_agent::{HostAgent as _, Phase, View};
+use wrenn_agent::rpc::{self, Remote};
+use wrenn_engine::units::Mib;
+use wrenn_engine::vmm::DriverKind;
+use wrenn_sys::spawn::{ExitStatus, Spawn};
+
+use crate::program::{Running, rss};
+use crate::setting::Setting;
+
+/// The label of what is measured.
+const LABEL: (&str, &str) = ("made-by", "wrenn-bench");
+/// How long an agent may take to answer, and how often it is asked: it looks after what it finds first.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+const ASK_EVERY: Duration = Duration::from_millis(2);
+
+/// An agent that answers. It is to be [ended](Agent::end); dropping it kills it and leaves its sandboxes.
+pub struct Agent {
+    running: Running,
+    remote: Remote,
+}
+
+impl Agent {
+    /// Starts one with the drivers of everything else that is measured.
+    pub async fn start(setting: &Setting) -> Result<Self> {
+        let mut log = tempfile::tempfile()?;
+        let vmm = setting.host.vmm.describe();
+        let spawn = Spawn::new(&setting.wrenn)
+            .arg("agent")
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("WRENN_DIR", &setting.data)
+            .env("WRENN_VMM", vmm.driver.to_string())
+            .env("WRENN_ACCEL", vmm.accel.to_string())
+            .env("WRENN_STORAGE", setting.host.storage.backend().to_string())
+            .env(program_variable(vmm.driver), &setting.vmm_program);
+        let running = Running::start(spawn.fd(log.as_fd(), 2))?;
+        match answering(setting, &running).await {
+            Ok(remote) => Ok(Self { running, remote }),
+            Err(error) => Err(error.context(words(&mut log))),
+        }
+    }
+
+    /// The way to it.
+    pub fn remote(&self) -> &Remote {
+        &self.remote
+    }
+
+    /// Memory it has resident now, in bytes.
+    pub fn rss(&self) -> Result<u64> {
+        rss(self.running.pid())
+    }
+
+    /// A new sandbox with that much memory.
+    pub async fn create(&self, setting: &Setting, memory: Mib) -> Result<View> {
+        let mut request = setting.request();
+        request.shape.memory = memory;
+        request.metadata.insert(LABEL.0.to_owned(), LABEL.1.to_owned());
+        Ok(self.remote.create(request).await?.changed.view)
+    }
+
+    /// The guest of a sandbox.
+    pub fn guest(&self, view: &View) -> EnvdClient {
+        guest_link::guest(Arc::new(self.remote.clone()), view)
+    }
+
+    /// Runs a command in a sandbox, which must succeed.
+    pub async fn exec(&self, view: &View, words: &[&str]) -> Result<()> {
+        let (program, args) = words.split_first().context("no command")?;
+        let command = Command {
+            program: (*program).to_owned(),
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            user: Some("root".to_owned()),
+            ..Command::default()
+        };
+        let mut exec = self.guest(view).start(command).await?;
+        loop {
+            match exec.next().await? {
+                ExecEvent::End(ExecEnd::Exited(0)) => return Ok(()),
+                ExecEvent::End(end) => bail!("`{program}` ended with {end:?}"),
+                ExecEvent::Stdout(_) | ExecEvent::Stderr(_) | ExecEvent::Terminal(_) | ExecEvent::Gap { .. } => {}
+            }
+        }
+    }
+
+    /// Those of its sandboxes that were made here.
+    pub async fn sandboxes(&self) -> Result<Vec<View>> {
+        let is_ours = |view: &View| view.metadata.get(LABEL.0).is_some_and(|value| value == LABEL.1);
+        Ok(self.remote.list().await?.into_iter().filter(is_ours).collect())
+    }
+
+    /// Removes the sandboxes that were made here.
+    pub async fn clear(&self) -> Result<()> {
+        for view in self.sandboxes().await? {
+            self.remote.destroy(&view.id).await?;
+        }
+        Ok(())
+    }
+
+    /// `kill -9`; its sandboxes go on.
+    pub fn kill(self) -> Result<()> {
+        ensure!(self.running.signal(Signal::KILL)?, "the agent had ended already");
+        self.running.wait()?;
+        Ok(())
+    }
+
+    /// Removes its sandboxes and ends it in order. What was `taken` before counts more than how this went.
+    pub async fn end<T>(self, taken: Result<T>) -> Result<T> {
+        let ended = self.finish().await.context("the agent does not end in order");
+        taken.and_then(|taken| ended.map(|()| taken))
+    }
+
+    async fn finish(self) -> Result<()> {
+        self.clear().await?;
+        ensure!(self.running.signal(Signal::TERM)?, "it had ended already");
+        let ended = self.running.wait()?;
+        ensure!(ended.status == ExitStatus::Exited(0), "it ended with {:?}", ended.status);
+        Ok(())
+    }
+}
+
+/// Whether all of these run.
+pub fn all_run(views: &[View], count: usize) -> bool {
+    views.len() == count && views.iter().all(|view| view.phase == Phase::Running)
+}
+
+/// Waits until the agent answers.
+async fn answering(setting: &Setting, running: &Running) -> Result<Remote> {
+    let socket = setting.host.instance.agent_socket();
+    let deadline = Instant::now() + ANSWER_LIMIT;
+    loop {
+        ensure!(!running.has_ended()?, "the agent ended early");
+        if let Some(remote) = rpc::connect(&socket).await? {
+            remote.list().await?;
+            return Ok(remote);
+        }
+        ensure!(Instant::now() < deadline, "the agent does not answer within {ANSWER_LIMIT:?}");
+        sleep(ASK_EVERY).await;
+    }
+}
+
+fn words(log: &mut File) -> String {
+    let mut text = String::new();
+    match log.rewind().and_then(|()| log.read_to_string(&mut text)) {
+        Ok(_) => format!("the agent said: {}", text.trim()),
+        Err(error) => format!("what the agent said cannot be read: {error}"),
+    }
+}
+
+/// The variable that names the VMM's program.
+fn program_variable(driver: DriverKind) -> &'static str {
+    match driver {
+        DriverKind::Qemu => "WRENN_QEMU",
+        DriverKind::Firecracker => "WRENN_FIRECRACKER",
+    }
+}

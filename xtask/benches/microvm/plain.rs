@@ -1,0 +1,146 @@
+//! A plain VMM: the same VM as ours, without a shim, a user or a control group of its own, and with nobody who manages it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use async_trait::async_trait;
+use wrenn_agent::envd_client::{Dial, EnvdClient, Nonces};
+use wrenn_agent::host_agent::Tunnel;
+use wrenn_engine::names::{DiskName, SandboxId};
+use wrenn_engine::network::addresses::TAP;
+use wrenn_engine::network::{Connector, GUEST_MAC, Lease};
+use wrenn_engine::storage::{Disk, Layer, LayerFormat, Place};
+use wrenn_engine::vmm::{DiskFile, HostFile, Launch, Plan, Start, Tap, VmSpec};
+use wrenn_proto::shim;
+use wrenn_sys::spawn::{Jail, JailEntry, Spawn};
+
+use crate::program::Running;
+use crate::setting::{MEMORY, READY_LIMIT, Setting, TEMPLATE, VCPUS};
+
+/// Whose VM it is, as far as names go: no sandbox is called this.
+pub fn id() -> SandboxId {
+    SandboxId::from_random([0; 18])
+}
+
+/// Where its disk is in `folder`.
+pub fn place(setting: &Setting, folder: &Path) -> Place {
+    Place { path: folder.join("disk"), name: DiskName { tag: setting.host.instance.tag(), sandbox: id() } }
+}
+
+/// The template's image as a layer.
+pub fn template_layer(setting: &Setting) -> Result<Layer> {
+    let template = setting.host.images.template(TEMPLATE)?;
+    Ok(Layer { path: template.rootfs, format: LayerFormat::Raw, size_bytes: template.size_bytes })
+}
+
+/// The VM of every measurement, with its files in `folder`.
+pub fn vm(
+    setting: &Setting,
+    lease: &Lease,
+    folder: &Path,
+    disk: &Disk,
+    (start, memory_base): (Start, HostFile),
+) -> Result<VmSpec> {
+    let host = &setting.host;
+    let kernel = host.images.kernel(None)?;
+    let key = hex::encode(host.instance.key().verifying_key().to_bytes());
+    let id = id();
+    Ok(VmSpec {
+        // As we are: who listens for us is checked against this.
+        uid: rustix::process::geteuid().as_raw(),
+        run_dir: folder.to_owned(),
+        capture_dir: folder.join("capture"),
+        start,
+        vcpus: VCPUS,
+        memory: MEMORY,
+        memory_base,
+        kernel: HostFile::open(kernel.boot_image())?,
+        initramfs: HostFile::open(&kernel.initramfs)?,
+        command_line: format!(
+            "{} wrenn.id={id} wrenn.key={key} wrenn.ip=169.254.0.21/30 wrenn.gw=169.254.0.22 wrenn.dns=169.254.0.22 \
+             wrenn.root=/dev/vda",
+            host.vmm.kernel_arguments()
+        ),
+        disk: disk_files(disk)?,
+        tap: Tap { name: TAP, queue: lease.open_tap()? },
+        guest_mac: GUEST_MAC.to_string(),
+        id,
+    })
+}
+
+/// What the VMM opens of a disk: the device where the kernel puts it together, else every file of it.
+fn disk_files(disk: &Disk) -> Result<Vec<DiskFile>> {
+    if let Some(device) = &disk.device {
+        return Ok(vec![DiskFile::live(device, false)?]);
+    }
+    let mut files = vec![DiskFile::live(&disk.path, true)?];
+    for layer in disk.layers.iter().rev() {
+        files.push(DiskFile::layer(&layer.path, layer.format == LayerFormat::Qcow2)?);
+    }
+    Ok(files)
+}
+
+/// Starts a VMM. Its console is read, as our shim reads ours: a pipe that fills up would stop the guest.
+pub fn start(spawn: Spawn<'_>) -> Result<Running> {
+    let (console, console_writer) = io::pipe()?;
+    drain(console);
+    Running::start(spawn.fd(console_writer.as_fd(), 1))
+}
+
+/// Reads a console on a thread of its own until its writers are gone; nobody looks at it.
+fn drain(mut console: io::PipeReader) {
+    std::thread::spawn(move || io::copy(&mut console, &mut io::sink()));
+}
+
+/// From the start of the driver's own VMM until it has taken up the captured state of `vm` and its guest's agent answers;
+/// then it is ended.
+///
+/// A Firecracker is put into the root that the driver has for it, because what it captured names its disk in there.
+pub async fn restored(setting: &Setting, lease: &Lease, vm: VmSpec) -> Result<Duration> {
+    let Plan { launch: Launch { program, args, descriptors, jail }, boot } = setting.host.vmm.plan(vm)?;
+    let netns = File::open(lease.netns_path())?;
+    let mut spawn = Spawn::new(program).args(args).netns(netns.as_fd());
+    for (fd, number) in &descriptors {
+        spawn = spawn.fd(fd.as_fd(), *number);
+    }
+    if let Some(jail) = jail {
+        spawn = spawn.jail(jail_of(jail));
+    }
+    let envd = guest(lease);
+    let vmm = start(spawn)?;
+    let mut machine = boot.boot().await?;
+    machine.thaw().await?;
+    envd.wait_ready(READY_LIMIT).await?;
+    Ok(vmm.started().elapsed())
+}
+
+/// As the shim makes it of its orders.
+fn jail_of(jail: shim::Jail) -> Jail {
+    let entry = |entry| match entry {
+        shim::JailEntry::Device { path, source } => JailEntry::Device { path, source },
+        shim::JailEntry::ReadOnly { path, source } => JailEntry::ReadOnly { path, source },
+        shim::JailEntry::Writable { path, source } => JailEntry::Writable { path, source },
+    };
+    Jail { mount_point: jail.mount_point, entries: jail.entries.into_iter().map(entry).collect() }
+}
+
+/// The way to the agent of the guest on this network. Nobody has to be let in to ask whether it is well.
+pub fn guest(lease: &Lease) -> EnvdClient {
+    EnvdClient::new(Arc::new(GuestDial(lease.connector())), String::new(), Nonces::default())
+}
+
+#[derive(Debug)]
+struct GuestDial(Connector);
+
+#[async_trait]
+impl Dial for GuestDial {
+    async fn dial(&self, port: u16, limit: Duration) -> io::Result<Tunnel> {
+        let stream = self.0.connect(port, limit).await.map_err(io::Error::other)?;
+        Ok(Box::new(stream))
+    }
+}
