@@ -35,12 +35,10 @@ const RETRY_PAUSE: Duration = Duration::from_secs(10);
 /// How often a disk that found no room is tried again.
 const RETRY_DISK: Duration = Duration::from_secs(5);
 
-type Reply<T> = oneshot::Sender<Result<T, AgentError>>;
+pub(super) type Reply<T> = oneshot::Sender<Result<T, AgentError>>;
 
 /// What can be asked of a sandbox's actor.
 pub(super) enum Request {
-    /// To be told when it has been created.
-    Created(Reply<Changed>),
     Pause(PauseOptions, Reply<Changed>),
     Resume(ResumeOptions, Reply<Changed>),
     Destroy(Reply<Changed>),
@@ -54,8 +52,8 @@ pub(super) enum Request {
 
 /// What there is of a sandbox.
 pub(super) enum Body {
-    /// To be brought up.
-    Begun(Box<Begun>, Seat),
+    /// To be brought up; who asked for it is told how that went.
+    Begun(Box<Begun>, Seat, Reply<Changed>),
     /// Its VM runs.
     Runs(Box<Sandbox>),
     /// It has no VM under control.
@@ -110,7 +108,7 @@ impl Actor {
 
     pub(super) async fn run(mut self) {
         match std::mem::replace(&mut self.body, Body::Gone) {
-            Body::Begun(begun, seat) => self.bring_up(*begun, seat).await,
+            Body::Begun(begun, seat, reply) => self.bring_up(*begun, seat, reply).await,
             body => self.become_body(body),
         }
         while !matches!(self.body, Body::Gone) {
@@ -137,7 +135,6 @@ impl Actor {
 
     async fn answer(&mut self, request: Request) {
         match request {
-            Request::Created(reply) => answer(reply, self.allowed(Verb::Use).map(|()| self.changed(Vec::new()))),
             Request::Pause(options, reply) => {
                 let done = self.pause(options).await;
                 answer(reply, done);
@@ -211,29 +208,16 @@ impl Actor {
         tracing::info!(sandbox = %self.id, to = %phase, "state");
     }
 
-    async fn bring_up(&mut self, begun: Begun, seat: Seat) {
+    async fn bring_up(&mut self, begun: Begun, seat: Seat, reply: Reply<Changed>) {
         self.seat = Some(seat);
-        let created = sandbox::finish(begun, self.unwanted.clone()).await;
-        let answered = match created {
+        match sandbox::finish(begun, self.unwanted.clone()).await {
             Ok(sandbox) => {
                 let timings = sandbox.timings().to_vec();
                 self.become_body(Body::Runs(Box::new(sandbox)));
-                Ok(self.changed(timings))
+                answer(reply, Ok(self.changed(timings)));
             }
-            Err(error) => Err(create_error(&error)),
-        };
-        // Who asked for it asks for the answer first; others may have asked for its end meanwhile.
-        while let Some(request) = self.requests.recv().await {
-            match request {
-                Request::Created(reply) => return answer(reply, answered),
-                other => match &answered {
-                    Ok(_) => self.answer(other).await,
-                    Err(_) => drop(other),
-                },
-            }
-            if answered.is_ok() && matches!(self.body, Body::Gone) {
-                return;
-            }
+            // Nothing is left of it; who has asked for something meanwhile is told that it is gone.
+            Err(error) => answer(reply, Err(create_error(&error))),
         }
     }
 
@@ -402,7 +386,8 @@ impl Actor {
         self.retry_at = None;
         let Body::Runs(sandbox) = &mut self.body else { return };
         match sandbox.try_again().await {
-            Ok(()) => self.trouble = None,
+            Ok(true) => self.trouble = None,
+            Ok(false) => self.retry_at = Some(Instant::now() + RETRY_DISK),
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(sandbox = %self.id, error, "a sandbox whose disk found no room cannot go on yet");
@@ -465,7 +450,7 @@ impl Actor {
 impl Body {
     fn parts(&self) -> Option<&Parts> {
         match self {
-            Self::Begun(begun, _) => Some(&begun.parts),
+            Self::Begun(begun, ..) => Some(&begun.parts),
             Self::Runs(sandbox) => Some(sandbox.parts()),
             Self::Rests(parts) => Some(parts),
             Self::Gone => None,

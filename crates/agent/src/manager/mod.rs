@@ -256,10 +256,11 @@ impl HostAgent for Manager {
         let begun = begun.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()));
         let begun: Begun = begun.map_err(|error| create_error(&error))?;
         let id = begun.id().clone();
-        let handle = self.enrol(Body::Begun(Box::new(begun), seat));
+        let (reply, answer) = oneshot::channel();
+        let handle = self.enrol(Body::Begun(Box::new(begun), seat, reply));
         // From here on whoever goes away leaves nothing: the bond destroys what is bound.
         let bond = bound.then(|| Bond::new(Guard { handle: handle.clone() }));
-        let changed = handle.ask(Request::Created).await.unwrap_or_else(|| Err(AgentError::unknown(&id)))?;
+        let changed = answer.await.unwrap_or_else(|_gone| Err(AgentError::unknown(&id)))?;
         Ok(Created { changed, bond })
     }
 

@@ -171,9 +171,14 @@ impl Sandbox {
         tokio::time::timeout(END_WORD_LIMIT, &mut self.ended).await.is_ok()
     }
 
-    /// Lets its CPUs go on after its disk found no room; when there is none still, it says so again.
-    pub(crate) async fn try_again(&mut self) -> Result<(), VmmError> {
-        if self.room.is_lacking() { Ok(()) } else { self.machine.thaw().await }
+    /// Lets its CPUs go on after its disk found no room; `false` where there is known to be none still. Where it is not
+    /// known, and there is none, it says so again.
+    pub(crate) async fn try_again(&mut self) -> Result<bool, VmmError> {
+        if self.room.is_lacking() {
+            return Ok(false);
+        }
+        self.machine.thaw().await?;
+        Ok(true)
     }
 
     /// Lets go of it and leaves it as it is: the next agent adopts it.

@@ -60,6 +60,9 @@ pub enum PauseError {
     /// The manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// Its guest stands still already, and must not go on.
+    #[error("the sandbox stands still for want of room on the disk; free some space under WRENN_DIR first")]
+    NoRoom,
     /// The VM ended by itself before it was captured.
     #[error("the VM ended while it was being captured")]
     VmGone,
@@ -87,6 +90,9 @@ pub(crate) async fn pause(
     options: PauseOptions,
     watch: &mut Stopwatch,
 ) -> Result<Parts, (Unpaused, PauseError)> {
+    if sandbox.is_lacking_room() {
+        return Err((Unpaused::GoesOn(Box::new(sandbox)), PauseError::NoRoom));
+    }
     match capture(&mut sandbox, options, watch).await {
         Ok(()) => {}
         Err(error) => return Err((undo(sandbox).await, error)),

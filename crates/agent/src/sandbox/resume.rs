@@ -202,7 +202,8 @@ impl Source {
                 check_generation(&host, parts, generation).await?
             }
             State::Stopped { reason } => {
-                let record = parts.manifest.disk.clone().expect("a sandbox that stopped has its disk");
+                let missing = || GenerationError::Missing { path: parts.places.disk() };
+                let record = parts.manifest.disk.clone().ok_or_else(missing)?;
                 Back::LiveDisk { reason, record }
             }
             other => unreachable!("the policy lets nobody resume from {:?}", other.phase()),

@@ -180,6 +180,8 @@ impl Rise<'_> {
     /// Starts the VMM under its shim; its end can be awaited from then on.
     async fn launch(&self, parts: &mut Parts, vm: &VmFrom) -> Result<Launched, CreateError> {
         parts.places.make_run_dir()?;
+        // How an earlier VM ended says nothing of this one.
+        remove_file(&parts.places.exit_record())?;
         let vm = self.vm_spec(parts, vm)?;
         let lease = parts.lease.as_ref().expect("networked before booted");
         let disk = parts.disk.as_ref().expect("disked before booted");
@@ -338,6 +340,14 @@ impl Rise<'_> {
 async fn cancelled(cancel: &mut Cancel) {
     if cancel.wait_for(|cancelled| *cancelled).await.is_err() {
         std::future::pending().await
+    }
+}
+
+/// A file is gone afterwards; already gone is fine.
+fn remove_file(path: &Path) -> Result<(), CreateError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error).into()),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

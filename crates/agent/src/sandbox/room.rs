@@ -54,7 +54,11 @@ impl Room {
         let deadline = self.deadline;
         let change = tokio::select! {
             change = watch.change() => change,
-            () = until(deadline) => return News::GivenUp,
+            () = until(deadline) => {
+                // Who does not give up is told again.
+                self.deadline = Some(Instant::now() + limits::SPACE_WAIT);
+                return News::GivenUp;
+            }
         };
         let free = Mib::holding(change.available_bytes);
         match change.now {

@@ -128,6 +128,12 @@ fn root_a_run_that_is_killed_takes_its_sandbox_of_the_agent_with_it() {
     running.signal("KILL");
     running.finish();
     crate::world::eventually("the agent destroys it", || world.sandbox(&["ls"]).as_array().unwrap().is_empty());
+    // Killed while its sandbox is being made: that comes to an end as well.
+    let mut creating = world.run_through_agent("true").spawn().unwrap();
+    crate::world::eventually("it is in the list", || !world.sandbox(&["ls"]).as_array().unwrap().is_empty());
+    creating.kill().unwrap();
+    creating.wait().unwrap();
+    crate::world::eventually("nothing is left of it", || world.sandbox(&["ls"]).as_array().unwrap().is_empty());
     let mut interrupted = start("trap 'echo trapped; exit 0' TERM; echo armed; while true; do sleep 0.1; done");
     assert_eq!(interrupted.line(), "armed\n");
     interrupted.signal("INT");

@@ -137,7 +137,8 @@ fn apply(world: &World, wish: &Wish, model: &mut Model, value: u32) {
             assert_failed(&world.output(&["sandbox", "pause", &id]), &["nothing to pause"])
         }
         (Wish::Resume(_), "paused" | "stopped") => {
-            world.sandbox(&["resume", &id]);
+            // Its time is counted anew, and may have been short.
+            world.sandbox(&["resume", "--timeout", "1h", &id]);
             model.state = "running";
         }
         (Wish::Resume(_), _) => assert_failed(&world.output(&["sandbox", "resume", &id]), &["nothing to resume"]),
