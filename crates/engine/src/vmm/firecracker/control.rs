@@ -145,7 +145,11 @@ impl Microvm {
     /// Has the files written. Only what differs: after a boot the pages that were ever touched, as the kernel has it, and
     /// after a restore those that were written, as KVM logs it. The kernel does not count pages that are in swap, where the
     /// VM's control group keeps them from being; on a host without such groups they may be, and then all is written.
-    async fn write_snapshot(&mut self) -> Result<(), VmmError> {
+    /// `whole`: what was written before is not in the files any more, so all of it is.
+    async fn write_snapshot(&mut self, whole: bool) -> Result<(), VmmError> {
+        if whole {
+            return self.client.change(&snapshot(SnapshotType::Full)).await;
+        }
         self.client.change(&snapshot(SnapshotType::Diff)).await?;
         let link = self.link().await?;
         let swapped = link.peer.is_swapped();
@@ -197,9 +201,19 @@ impl Machine for Microvm {
         }
         let into = jail::Snapshot { devices: capture::absent(into, DEVICES)?, memory: capture::absent(into, MEMORY)? };
         files::open(&self.capture_dir, socket::owner(&self.client.folder)?)?;
-        let written = self.write_snapshot().await;
+        let whole = files::are_emptied(&self.capture_dir);
+        let written = self.write_snapshot(whole).await;
         files::close(&self.capture_dir)?;
-        written?;
+        if let Err(error) = written {
+            // A disk that it has filled must not stay full: then the guest could not go on either.
+            if let Err(error) = files::empty(&self.capture_dir) {
+                tracing::warn!(folder = %self.capture_dir.display(), %error, "cannot give back what a failed capture took");
+            }
+            return Err(error);
+        }
+        if whole {
+            files::are_whole(&self.capture_dir)?;
+        }
         let capture_dir = self.capture_dir.clone();
         let path = into.memory.clone();
         let taken = tokio::task::spawn_blocking(move || files::take(&capture_dir, &into, then)).await;

@@ -3,7 +3,7 @@
 //! They are made beforehand, each for itself bound into the jail: a Firecracker that was taken over can fill them, up to its
 //! limit for one file, and can make no others. They stay where they are for as long as it lives, because the bind leads to
 //! them and to nothing else, and because memory adds up in there: from the second capture on Firecracker writes only what
-//! changed since the one before, into the same file.
+//! changed since the one before, into the same file. After one that failed they are emptied, and the next is of all memory.
 //!
 //! ```text
 //!   prepare ─► [its user's, 0600] ─open─► Firecracker writes ─take─► [ours, read-only] ─open─► …
@@ -23,6 +23,34 @@ use rustix::process::{getegid, geteuid};
 use super::jail::Snapshot;
 use crate::vmm::{DEVICES, MEMORY, Then, VmmError, capture};
 
+/// There when the files were emptied after a capture that failed: what was written before is gone from them, and may no
+/// longer count as changed. The next capture must be of all memory.
+const EMPTIED: &str = "emptied";
+
+/// Gives back what a failed capture took of the disk, which may be all there was. The mark comes first: without it nothing
+/// is emptied.
+pub(super) fn empty(capture_dir: &Path) -> io::Result<()> {
+    File::create(capture_dir.join(EMPTIED))?;
+    let Snapshot { devices, memory } = of(capture_dir);
+    [memory, devices].into_iter().try_for_each(|path| OpenOptions::new().write(true).open(path)?.set_len(0))
+}
+
+/// Whether they were emptied.
+pub(super) fn are_emptied(capture_dir: &Path) -> bool {
+    capture_dir.join(EMPTIED).exists()
+}
+
+/// They hold all of memory again.
+pub(super) fn are_whole(capture_dir: &Path) -> Result<(), VmmError> {
+    let path = capture_dir.join(EMPTIED);
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(VmmError::Capture { step: "remove the mark", path, source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// The files in `capture_dir`.
 pub(super) fn of(capture_dir: &Path) -> Snapshot<PathBuf> {
     Snapshot { devices: capture_dir.join(DEVICES), memory: capture_dir.join(MEMORY) }
@@ -35,6 +63,7 @@ pub(super) fn prepare(capture_dir: &Path, uid: u32) -> Result<(), VmmError> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed("make", capture_dir, error)),
         Ok(()) | Err(_) => {}
     }
+    are_whole(capture_dir)?;
     let Snapshot { devices, memory } = of(capture_dir);
     for path in [devices, memory] {
         match std::fs::remove_file(&path) {
@@ -85,4 +114,27 @@ pub(super) fn take(capture_dir: &Path, into: &Snapshot<PathBuf>, then: Then) -> 
 fn written(path: &Path) -> Result<File, VmmError> {
     let opened = OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path);
     opened.map_err(|source| VmmError::Capture { step: "open", path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_failed_capture_took_is_given_back_and_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let capture_dir = dir.path().join("capture");
+        let own = geteuid().as_raw();
+        prepare(&capture_dir, own).unwrap();
+        std::fs::write(of(&capture_dir).memory, vec![1; 100_000]).unwrap();
+        assert!(!are_emptied(&capture_dir));
+        empty(&capture_dir).unwrap();
+        assert!(are_emptied(&capture_dir));
+        assert_eq!(std::fs::metadata(of(&capture_dir).memory).unwrap().len(), 0);
+        are_whole(&capture_dir).unwrap();
+        assert!(!are_emptied(&capture_dir));
+        empty(&capture_dir).unwrap();
+        prepare(&capture_dir, own).unwrap();
+        assert!(!are_emptied(&capture_dir), "another VM begins anew");
+    }
 }
