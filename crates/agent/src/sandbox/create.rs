@@ -213,8 +213,8 @@ async fn bring_up(
         ready: Step::CreateReady,
     };
     let rise = Rise { host: &host, template, kernel, ready_limit: request.ready_limit, steps };
-    let risen = rise.run(parts, DiskFrom::Template, VmFrom::Boot, watch, cancel).await?;
-    rise.init(parts, &risen.envd).await?;
+    let mut risen = rise.run(parts, DiskFrom::Template, VmFrom::Boot, watch, cancel).await?;
+    rise.init(parts, &mut risen).await?;
     parts.reached(Step::CreateInited)?;
     parts.start_clock();
     parts.keep_nonces(&risen.envd);

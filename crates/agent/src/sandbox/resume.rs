@@ -138,10 +138,10 @@ async fn bring_back(
         // What boots runs under whatever is here now.
         parts.manifest.vmm = host.vmm.describe().clone();
     }
-    let risen = rise.run(parts, disk, vm, watch, cancel).await?;
+    let mut risen = rise.run(parts, disk, vm, watch, cancel).await?;
     match goes_on {
         true => confirm(parts, &risen.envd, watch).await?,
-        false => rise.init(parts, &risen.envd).await?,
+        false => rise.init(parts, &mut risen).await?,
     }
     parts.reached(Step::ResumeConfirmed)?;
     if let Some(timeout) = options.timeout {

@@ -317,7 +317,7 @@ impl Rise<'_> {
     }
 
     /// Gives a guest that was booted its token, environment and clock.
-    pub(super) async fn init(&self, parts: &Parts, envd: &EnvdClient) -> Result<(), CreateError> {
+    pub(super) async fn init(&self, parts: &Parts, risen: &mut Risen) -> Result<(), CreateError> {
         let mut env_vars = parts.manifest.env.clone();
         env_vars.extend([
             ("E2B_SANDBOX".to_owned(), "true".to_owned()),
@@ -331,8 +331,13 @@ impl Rise<'_> {
             default_user: None,
             default_workdir: None,
         };
-        let told = envd.init(host_key(parts), &init).await;
-        told.map_err(|source| CreateError::Guest { console: excerpt(parts), source })
+        match risen.envd.init(host_key(parts), &init).await {
+            Ok(()) => Ok(()),
+            Err(source) => {
+                let error = CreateError::Guest { console: excerpt(parts), source };
+                Err(better_cause(parts, error, &mut risen.ended).await)
+            }
+        }
     }
 }
 
