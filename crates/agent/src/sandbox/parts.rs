@@ -94,11 +94,6 @@ impl Parts {
         self.manifest.write(&self.places.manifest())
     }
 
-    /// Writes down that a piece that was taken down is gone, in memory only: the next write makes it durable.
-    pub(super) fn forget_vm(&mut self) {
-        self.manifest.memory_base = None;
-    }
-
     /// The VM and all its processes have ended afterwards. Idempotent.
     pub(super) async fn end_vm(&mut self) -> Result<(), TakeDownError> {
         let shim = self.shim.take();
@@ -112,7 +107,7 @@ impl Parts {
             let cgroup = self.cgroup.take().unwrap_or_else(|| cgroups.at(&self.manifest.id));
             blocking(move || cgroup.destroy()).await?;
         }
-        self.forget_vm();
+        self.manifest.memory_base = None;
         Ok(())
     }
 

@@ -170,7 +170,7 @@ struct Source {
 
 enum Back {
     /// A generation: its disk, and its memory if it has one.
-    Generation { number: Number, folder: Folder, memory: bool, top: Layer, between: Vec<Layer>, beneath: Vec<Number> },
+    Generation { number: Number, folder: Folder, memory: bool, top: Layer, beneath: Vec<Number> },
     /// The disk that a VM which ended by itself has left.
     LiveDisk { reason: String, record: LiveDisk },
 }
@@ -178,9 +178,9 @@ enum Back {
 impl Back {
     fn split(self) -> (DiskFrom, VmFrom) {
         match self {
-            Self::Generation { number, folder, memory, top, between, beneath } => {
+            Self::Generation { number, folder, memory, top, beneath } => {
                 let vm = if memory { VmFrom::Generation(number, folder) } else { VmFrom::Boot };
-                (DiskFrom::Generation { top, between, beneath }, vm)
+                (DiskFrom::Generation { top, beneath }, vm)
             }
             Self::LiveDisk { record, .. } => (DiskFrom::LiveFile(record), VmFrom::Boot),
         }
@@ -220,7 +220,6 @@ async fn check_generation(host: &Arc<Host>, parts: &Parts, number: Number) -> Re
     description.check_fits(Offer { vmm: host.vmm.describe(), cpu: &cpu, storage: host.storage.layer_format() })?;
     let (memory, disk) = (description.memory.is_some(), description.disk.clone());
     let top = folder.layer(&disk);
-    let between = disk.beneath.iter().map(|number| generations.folder(*number).layer(&disk)).collect();
     let (host, checked) = (Arc::clone(host), folder.clone());
     blocking(move || -> Result<(), ResumeError> {
         if memory {
@@ -230,7 +229,7 @@ async fn check_generation(host: &Arc<Host>, parts: &Parts, number: Number) -> Re
         check_disk(&checked)
     })
     .await?;
-    Ok(Back::Generation { number, folder, memory, top, between, beneath: disk.beneath })
+    Ok(Back::Generation { number, folder, memory, top, beneath: disk.beneath })
 }
 
 fn check_memory(host: &Host, folder: &Folder) -> Result<(), ResumeError> {

@@ -53,9 +53,7 @@ pub(super) enum DiskFrom {
     Generation {
         /// The generation's disk.
         top: Layer,
-        /// Layers between it and the template, lowest first.
-        between: Vec<Layer>,
-        /// Their numbers.
+        /// The generations whose disks lie between it and the template, lowest first.
         beneath: Vec<Number>,
     },
 }
@@ -150,17 +148,14 @@ impl Rise<'_> {
     }
 
     async fn disk(&self, parts: &mut Parts, from: DiskFrom) -> Result<(), CreateError> {
-        let base = template_layer(self.template);
         let place = disk_place(self.host, parts);
         let storage = Arc::clone(&self.host.storage);
         let record = parts.manifest.disk.clone().expect("recorded before it is made");
         let layers = live_layers(self.template, parts, &record);
         let disk = blocking(move || match from {
-            DiskFrom::Template => storage.create(&place, &[base], record.size_bytes),
-            DiskFrom::LiveFile(record) => storage.open(&place, &layers, record.size_bytes),
-            DiskFrom::Generation { top, between, .. } => {
-                storage.restore(&place, &[vec![base], between, vec![top]].concat())
-            }
+            DiskFrom::Template => storage.create(&place, &layers, record.size_bytes),
+            DiskFrom::LiveFile(_) => storage.open(&place, &layers, record.size_bytes),
+            DiskFrom::Generation { top, .. } => storage.restore(&place, &[layers, vec![top]].concat()),
         });
         parts.disk = Some(disk.await?);
         Ok(())
