@@ -18,6 +18,7 @@ use rustix::mount::{MountFlags, mount};
 use crate::build::Profile;
 use crate::process::{self, Job};
 use crate::setup::{self, Scope};
+use crate::testbed::Selection;
 use crate::ui::Step;
 use crate::{build, cargo, check, demo, testbed};
 
@@ -30,6 +31,9 @@ use sweep::World;
 
 /// All tests together, on a small machine.
 const TESTS_DEADLINE: Duration = Duration::from_secs(40 * 60);
+
+/// The whole of what they sample, in one place.
+pub const SOAK_DEADLINE: Duration = Duration::from_secs(4 * 60 * 60);
 
 /// Where the host keeps sockets, slot leases and namespaces of all instances; tests get their own.
 const RUN_DIR: &str = "/run/wrenn";
@@ -60,6 +64,12 @@ pub struct SoakArgs {
     /// Repeat a run that printed this seed
     #[arg(long)]
     seed: Option<u64>,
+    /// In the emulated hosts as well
+    #[arg(long)]
+    testbed: bool,
+    /// Only tests of this nextest filter, of those that sample
+    #[arg(long)]
+    filter: Option<String>,
 }
 
 /// Tests that sample a matrix, and run the whole of it in a soak.
@@ -68,17 +78,29 @@ const SAMPLED: &str = "test(at_any_moment)";
 /// Runs the sampled tests with many rounds; set-up and checks are `test`'s.
 pub fn soak(args: &SoakArgs) -> Result<ExitCode> {
     let seed = args.seed.unwrap_or(u64::from(std::process::id()));
-    let nextest = ["--profile", "soak", "-E", SAMPLED].map(str::to_owned).to_vec();
     let variables = [("WRENN_TEST_ROUNDS", args.rounds.to_string()), ("WRENN_TEST_SEED", seed.to_string())];
-    run_with(&Args { quick: true, nextest }, &variables)
+    let filter = match &args.filter {
+        None => SAMPLED.to_owned(),
+        Some(filter) => format!("{SAMPLED} & ({filter})"),
+    };
+    let nextest = ["--profile", "soak", "-E", &filter].map(str::to_owned).to_vec();
+    let mut tallies = on_this_machine(&Args { quick: true, nextest }, &variables, SOAK_DEADLINE)?;
+    if args.testbed {
+        tallies.extend(testbed::rungs(&Selection::soak(&filter, &variables))?);
+    }
+    Ok(conclude(&tallies))
 }
 
 /// Runs everything; the exit code says whether it passed.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    run_with(args, &[])
+    let mut tallies = on_this_machine(args, &[], TESTS_DEADLINE)?;
+    if !args.quick {
+        tallies.extend(testbed::rungs(&Selection::default())?);
+    }
+    Ok(conclude(&tallies))
 }
 
-fn run_with(args: &Args, variables: &[(&str, String)]) -> Result<ExitCode> {
+fn on_this_machine(args: &Args, variables: &[(&str, String)], deadline: Duration) -> Result<Vec<Tally>> {
     ensure!(rustix::process::geteuid().is_root(), "the tests boot microVMs and make networks: run them as root");
     if !args.quick {
         setup::run(Scope::Develop)?;
@@ -89,11 +111,7 @@ fn run_with(args: &Args, variables: &[(&str, String)]) -> Result<ExitCode> {
     let step = Step::start_loud("building the tests");
     nextest(&["--no-run"], args).within(TESTS_DEADLINE).show()?;
     step.done("built");
-    let mut tallies = vec![run_isolated(args, variables)?];
-    if !args.quick {
-        tallies.extend(testbed::rungs(None)?);
-    }
-    Ok(conclude(&tallies))
+    Ok(vec![run_isolated(args, variables, deadline)?])
 }
 
 /// Where the images of the tests are.
@@ -117,7 +135,7 @@ fn nextest(extra: &[&str], args: &Args) -> Job {
 }
 
 /// Runs the tests in a copy of ourselves that has left the host's network; the host must be as before.
-fn run_isolated(args: &Args, variables: &[(&str, String)]) -> Result<Tally> {
+fn run_isolated(args: &Args, variables: &[(&str, String)], deadline: Duration) -> Result<Tally> {
     eprintln!("==> {BARE}, with no way out to any network");
     let before = sweep::Network::observe()?;
     let scratch = tempfile::Builder::new().prefix("wt").tempdir().context("cannot make a folder for the tests")?;
@@ -130,7 +148,7 @@ fn run_isolated(args: &Args, variables: &[(&str, String)]) -> Result<Tally> {
         .env("WRENN_TEST_IMAGES", data_dir())
         .env("CARGO_TERM_COLOR", if std::io::stderr().is_terminal() { "always" } else { "never" })
         .dir(cargo::root())
-        .within(TESTS_DEADLINE);
+        .within(deadline);
     let (began, mut rung) = (Instant::now(), Rung::default());
     let status = variables.iter().fold(job, |job, (name, value)| job.env(name, value)).lines(|line| rung.line(line))?;
     ensure!(
@@ -148,7 +166,8 @@ pub fn isolated(command: &[String]) -> Result<ExitCode> {
     let before = World::observe()?;
     let (program, args) = command.split_first().context("no test program given")?;
     let mut summary = Summary::default();
-    let status = Job::new(program).args(args).within(TESTS_DEADLINE).lines(|line| {
+    // Whoever started this has a deadline that fits.
+    let status = Job::new(program).args(args).within(SOAK_DEADLINE).lines(|line| {
         if !summary.holds_back(line) {
             eprintln!("{line}");
         }

@@ -60,8 +60,8 @@ pub fn run(command: &Command) -> Result<ExitCode> {
         Command::Test { filter } => {
             let wrenn = build::run(Profile::Dev)?;
             test::prepare_images(&wrenn)?;
-            let tallies = rungs(filter.as_deref())?;
-            Ok(test::conclude(&tallies))
+            let selection = Selection { filter: filter.clone(), ..Selection::default() };
+            Ok(test::conclude(&rungs(&selection)?))
         }
     }
 }
@@ -86,16 +86,47 @@ fn job(command: &[String], terminal: bool) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)))
 }
 
+/// What of the tests runs in the emulated hosts, and how.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// Only tests of this nextest filter.
+    pub filter: Option<String>,
+    /// nextest's profile.
+    pub profile: &'static str,
+    /// Environment of the tests.
+    pub variables: Vec<(&'static str, String)>,
+    /// For one rung.
+    pub deadline: Duration,
+}
+
+impl Default for Selection {
+    fn default() -> Self {
+        Self { filter: None, profile: "testbed", variables: Vec::new(), deadline: RUNG_DEADLINE }
+    }
+}
+
+impl Selection {
+    /// The whole of what the tests of `filter` sample.
+    pub fn soak(filter: &str, variables: &[(&'static str, String)]) -> Self {
+        Self {
+            filter: Some(filter.to_owned()),
+            profile: "soak",
+            variables: variables.to_vec(),
+            deadline: test::SOAK_DEADLINE,
+        }
+    }
+}
+
 /// The rungs that need an emulated host, two at a time: each host has one CPU.
 ///
 /// Not one host with two CPUs: in QEMU 10's translation a virtual machine that another CPU interrupts can come back with its
 /// host's memory mixed up, and then the emulated host's kernel dies within a minute of two guests running.
-pub fn rungs(filter: Option<&str>) -> Result<Vec<Tally>> {
+pub fn rungs(selection: &Selection) -> Result<Vec<Tally>> {
     let step = Step::start_loud("the testbed: tests for the emulated host");
     let testbed = Testbed::build()?;
     let tests = Tests::build()?;
     step.done("built");
-    let run = |rung: Which, listener| run_rung(&testbed, &tests, rung, filter, listener);
+    let run = |rung: Which, listener| run_rung(&testbed, &tests, rung, selection, listener);
     let (qemu, others) = std::thread::scope(|scope| {
         let qemu = scope.spawn(|| run(QEMU, Rung::in_one_piece()));
         let others = run(PARTS, Rung::default()).and_then(|parts| {
@@ -133,7 +164,13 @@ fn without_firecracker() -> Tally {
     Tally { rung: FIRECRACKER.name.to_owned(), outcome: Outcome::NotRun(why.to_owned()) }
 }
 
-fn run_rung(testbed: &Testbed, tests: &Tests, which: Which, filter: Option<&str>, mut rung: Rung) -> Result<Tally> {
+fn run_rung(
+    testbed: &Testbed,
+    tests: &Tests,
+    which: Which,
+    selection: &Selection,
+    mut rung: Rung,
+) -> Result<Tally> {
     rung.line(&format!("==> {}", which.name));
     let mut testbed = testbed.clone();
     tests.pack(&mut testbed)?;
@@ -144,9 +181,16 @@ fn run_rung(testbed: &Testbed, tests: &Tests, which: Which, filter: Option<&str>
     if let Some(stack) = which.stack {
         testbed.env("WRENN_TEST_STACK", stack);
     }
-    let filter = filter.map_or(which.tests.to_owned(), |filter| format!("({}) & ({filter})", which.tests));
+    for (name, value) in &selection.variables {
+        testbed.env(name, value);
+    }
+    let filter = match &selection.filter {
+        None => which.tests.to_owned(),
+        Some(filter) => format!("({}) & ({filter})", which.tests),
+    };
+    let command = tests.command(&filter, selection.profile)?;
     let began = Instant::now();
-    let status = testbed.job(&tests.command(&filter)?).within(RUNG_DEADLINE).lines(|line| rung.line(line))?;
+    let status = testbed.job(&command).within(selection.deadline).lines(|line| rung.line(line))?;
     Ok(rung.finish(which.name, status.success(), began.elapsed()))
 }
 
@@ -282,9 +326,9 @@ impl Tests {
         Ok(())
     }
 
-    fn command(&self, which: &str) -> Result<Vec<String>> {
+    fn command(&self, which: &str, profile: &str) -> Result<Vec<String>> {
         let own = std::env::current_exe().context("cannot find xtask itself")?;
-        let words = [&shown(&own), "isolated", "--", "cargo-nextest", "nextest", "run", "--profile", "testbed"];
+        let words = [&shown(&own), "isolated", "--", "cargo-nextest", "nextest", "run", "--profile", profile];
         let list = ["--binaries-metadata", &shown(&self.binaries), "--cargo-metadata", &shown(&self.metadata)];
         // One at a time: the emulated host has one CPU.
         let tests = ["--test-threads", "1", "--ignore-default-filter", "--no-tests", "pass", "-E", which];
