@@ -59,6 +59,10 @@ named! {
         CreateDisked => "create-disked",
         /// Its VMM runs.
         CreateLaunched => "create-launched",
+        /// The VMM has taken a captured state over; CPUs stand still.
+        CreateLoaded => "create-loaded",
+        /// The CPUs of a captured guest run.
+        CreateThawed => "create-thawed",
         /// Its guest answers.
         CreateReady => "create-ready",
         /// Its guest knows its token; the manifest does not say `running` yet.
@@ -109,6 +113,32 @@ named! {
         ResumeConfirmed => "resume-confirmed",
         /// The manifest says `running`; users still stand still.
         ResumeDone => "resume-done",
+        /// The folder of a snapshot is begun.
+        CaptureBegun => "capture-begun",
+        /// The users of a guest that is captured stand still.
+        CaptureUsersFrozen => "capture-users-frozen",
+        /// Its CPUs stand still.
+        CaptureFrozen => "capture-frozen",
+        /// State and memory were taken.
+        CaptureTaken => "capture-taken",
+        /// Its disk was copied.
+        CaptureSealed => "capture-sealed",
+        /// It goes on.
+        CaptureThawed => "capture-thawed",
+        /// All of the snapshot is durable, under a name that nobody looks for.
+        CaptureDurable => "capture-durable",
+        /// The snapshot is there.
+        CaptureDone => "capture-done",
+        /// A snapshot's files are in the folder of the sandbox that is to become it.
+        RollbackPlaced => "rollback-placed",
+        /// The manifest says `rolling_back`: there is no way back.
+        RollbackDecided => "rollback-decided",
+        /// The VM has ended, and nothing of it is left.
+        RollbackEnded => "rollback-ended",
+        /// The manifest says `paused`.
+        RollbackDone => "rollback-done",
+        /// A snapshot's disk is one image.
+        FlattenDone => "flatten-done",
         /// The manifest says `destroying`.
         DestroyBegun => "destroy-begun",
         /// The VM has ended.

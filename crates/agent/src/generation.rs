@@ -8,7 +8,7 @@
 //!       devices                 the state of CPUs and devices
 //!       memory, …               the memory, or what changed since the generation that this one builds on
 //!                               (see wrenn_engine::memory)
-//!     disk, disk.sums           what the sandbox wrote on its disk
+//!     disk, disk.sums           what the sandbox wrote on its disk, above the layers that lie beneath
 //! ```
 //!
 //! It appears by a rename and is whole from then on. What it was made with (VMM, kernel, CPU) is compared before anything
@@ -19,21 +19,23 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use wrenn_engine::memory::Files;
-use wrenn_engine::names::SandboxId;
+use wrenn_engine::names::{LayerId, SandboxId};
 use wrenn_engine::storage::{Layer, LayerFormat};
 use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::{Description, GuestCpu};
 
 use crate::durable::{self, SealError};
+use crate::layers::{Share, link};
 
-/// Version of generation.json that is written and read here.
-pub const FORMAT: u32 = 1;
+/// Version of generation.json that is written here.
+pub const FORMAT: u32 = 2;
+/// The oldest that is read: version 1 says the same, and never had anything beneath a disk.
+const OLDEST: u32 = 1;
 /// Longest generation.json taken, in bytes.
 const BYTES_MAX: u64 = 64 * 1024;
 /// Longest state of devices taken, in bytes.
@@ -89,8 +91,8 @@ pub struct Disk {
     pub format: LayerFormat,
     /// Size as the guest sees it, in bytes.
     pub size_bytes: u64,
-    /// Generations whose disks lie beneath, lowest first; beneath these is the template's image.
-    pub beneath: Vec<Number>,
+    /// Layers that lie beneath ([`crate::layers`]), lowest first; beneath these is the template's image.
+    pub beneath: Vec<LayerId>,
 }
 
 /// A sandbox at rest, as it is kept in generation.json.
@@ -157,7 +159,7 @@ pub enum GenerationError {
         detail: String,
     },
     /// Another version of wrenn wrote it.
-    #[error("{path} has version {found}; this wrenn reads version {FORMAT}, use the one that wrote it")]
+    #[error("{path} has version {found}; this wrenn reads versions up to {FORMAT}, use the one that wrote it")]
     Version {
         /// The file.
         path: PathBuf,
@@ -204,10 +206,11 @@ impl Generation {
         let text = text.ok_or_else(|| GenerationError::Missing { path: path.clone() })?;
         let damaged = |source| GenerationError::Damaged { path: path.clone(), source };
         let Version { version } = durable::unseal(&text).map_err(damaged)?;
-        if version != FORMAT {
+        if !(OLDEST..=FORMAT).contains(&version) {
             return Err(GenerationError::Version { path, found: version });
         }
-        durable::unseal(&text).map_err(damaged)
+        let generation = durable::unseal(&text).map_err(damaged)?;
+        Ok(Self { version: FORMAT, ..generation })
     }
 
     /// Whether what was captured runs with what this host offers. What has no memory runs with every VMM and CPU.
@@ -277,6 +280,21 @@ fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Generati
 pub struct Folder(PathBuf);
 
 impl Folder {
+    /// The one at `path`: a sandbox's, or that of a snapshot.
+    pub fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Makes it, and the folder of its memory.
+    pub fn make(&self) -> Result<(), GenerationError> {
+        let make = |path: &Path| {
+            use std::os::unix::fs::DirBuilderExt as _;
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make", path))
+        };
+        make(self.path())?;
+        make(&self.memory())
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.0
@@ -310,6 +328,26 @@ impl Folder {
     /// The disk's checksums.
     pub fn disk_sums(&self) -> PathBuf {
         self.0.join("disk.sums")
+    }
+
+    /// What it takes on the host.
+    pub fn allocated(&self) -> Allocated {
+        Allocated { disk: allocated_in(self.path()), memory: allocated_in(&self.memory()) }
+    }
+
+    /// Makes this one, which is there and empty, be the same as `from`, which is whole and whose memory is in one file: names
+    /// for the same files. The description is not among them: it is not the same.
+    pub fn share(&self, from: &Self) -> Result<(), GenerationError> {
+        let (ours, theirs) = (self.memory_files(), from.memory_files());
+        // Checksums first: a file that is here is here with them.
+        let memory = [
+            (from.devices(), self.devices()),
+            (theirs.base_sums, ours.base_sums),
+            (theirs.base, ours.base),
+        ];
+        let disk = [(from.disk_sums(), self.disk_sums()), (from.disk(), self.disk())];
+        let has_memory = from.devices().exists();
+        memory.iter().filter(|_| has_memory).chain(&disk).try_for_each(|(from, to)| link(from, to))
     }
 
     /// Removes the disk; one that is gone, or cannot be removed, is fine: it goes with the folder.
@@ -354,12 +392,7 @@ impl Generations {
     pub fn begin(&self, number: Number) -> Result<Folder, GenerationError> {
         let folder = self.unfinished(number);
         self.abandon(number)?;
-        let make = |path: &Path| {
-            use std::os::unix::fs::DirBuilderExt as _;
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make", path))
-        };
-        make(folder.path())?;
-        make(&folder.memory())?;
+        folder.make()?;
         Ok(folder)
     }
 
@@ -391,14 +424,11 @@ impl Generations {
 
     /// What all of them take on the host.
     pub fn allocated(&self) -> Allocated {
-        let mut sum = Allocated::default();
-        for number in self.numbers() {
-            for folder in [self.folder(number), self.unfinished(number)] {
-                sum.disk_bytes += allocated_in(folder.path());
-                sum.memory_bytes += allocated_in(&folder.memory());
-            }
-        }
-        sum
+        let folders = self.numbers().into_iter().flat_map(|number| [self.folder(number), self.unfinished(number)]);
+        folders.fold(Allocated::default(), |sum, folder| {
+            let Allocated { disk, memory } = folder.allocated();
+            Allocated { disk: sum.disk.plus(disk), memory: sum.memory.plus(memory) }
+        })
     }
 
     /// Removes every generation that is not in `needed`, finished or not. What cannot be removed is logged, and tried again
@@ -414,20 +444,20 @@ impl Generations {
     }
 }
 
-/// What generations take on the host: allocated blocks × 512.
+/// What generations take on the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allocated {
-    /// Of disks and descriptions.
-    pub disk_bytes: u64,
-    /// Of memory and states of devices.
-    pub memory_bytes: u64,
+    /// Disks and descriptions.
+    pub disk: Share,
+    /// Memory and states of devices.
+    pub memory: Share,
 }
 
 /// What the files in a folder take; one that is gone meanwhile takes nothing.
-fn allocated_in(folder: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+fn allocated_in(folder: &Path) -> Share {
+    let Ok(entries) = fs::read_dir(folder) else { return Share::default() };
     let metadata = entries.flatten().filter_map(|entry| entry.metadata().ok());
-    metadata.filter(fs::Metadata::is_file).map(|metadata| metadata.blocks() * 512).sum()
+    metadata.fold(Share::default(), |sum, metadata| sum.plus(Share::of(&metadata)))
 }
 
 /// The entries of a folder of generations that go: those of ours that nobody needs; strange names are left alone.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
-use wrenn_engine::names::SandboxId;
+use wrenn_engine::names::{SandboxId, SnapshotId};
 use wrenn_engine::storage::Backend;
 use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::Description;
@@ -35,15 +35,59 @@ pub enum OnTimeout {
     Destroy,
 }
 
-/// A sandbox as somebody asks for it.
+/// What a new sandbox starts from.
 #[derive(Clone, Debug)]
-pub struct CreateRequest {
+pub enum Source {
+    /// A template, with nothing written yet.
+    Template(Fresh),
+    /// A snapshot, by its name or id: its size, kernel and environment are the snapshot's.
+    Snapshot(String),
+}
+
+/// A template, and the VM that it is to run in.
+#[derive(Clone, Debug)]
+pub struct Fresh {
     /// Name or id of the template.
     pub template: String,
     /// A kernel image to boot instead of the prepared one; a path of the agent's host.
     pub kernel: Option<PathBuf>,
     /// Its size.
     pub shape: Shape,
+    /// Whether it is booted even where a warm image is there.
+    pub cold: bool,
+}
+
+/// How a sandbox's VM began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// It was booted.
+    Cold,
+    /// It went on from a captured memory.
+    Warm,
+}
+
+impl Start {
+    /// Its name, as in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Warm => "warm",
+        }
+    }
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A sandbox as somebody asks for it.
+#[derive(Clone, Debug)]
+pub struct CreateRequest {
+    /// What it starts from.
+    pub source: Source,
     /// Environment of every process in it.
     pub env: BTreeMap<String, String>,
     /// Labels, which mean nothing to the agent.
@@ -75,6 +119,27 @@ pub struct ResumeOptions {
     pub timeout: Option<Duration>,
 }
 
+/// A snapshot as somebody asks for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotRequest {
+    /// A name that no other snapshot has: 1 to 64 characters of `[a-z0-9._-]`, beginning with a letter or digit. Without one
+    /// it is found by its id alone.
+    pub name: Option<String>,
+}
+
+/// Forks as somebody asks for them.
+#[derive(Clone, Debug)]
+pub struct ForkRequest {
+    /// How many.
+    pub count: u32,
+    /// How long each guest may take to become ready.
+    pub ready_limit: Duration,
+    /// How long each runs until its `on_timeout` happens; as the parent's if `None`.
+    pub timeout: Option<Duration>,
+    /// Labels of each; the parent's if empty.
+    pub metadata: BTreeMap<String, String>,
+}
+
 /// Another timeout, counted from now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeout {
@@ -98,6 +163,10 @@ pub enum Phase {
     Paused,
     /// Coming back from rest.
     Resuming,
+    /// Being captured for a snapshot or a fork; goes on afterwards.
+    Capturing,
+    /// Going back to a snapshot.
+    RollingBack,
     /// Its VM ended without having been asked to: its disk is kept, its memory is lost; a resume boots it.
     Stopped,
     /// A step could be neither finished nor undone: nothing of it is lost, and `repair` goes on.
@@ -115,6 +184,8 @@ impl Phase {
             Self::Pausing => "pausing",
             Self::Paused => "paused",
             Self::Resuming => "resuming",
+            Self::Capturing => "capturing",
+            Self::RollingBack => "rolling_back",
             Self::Stopped => "stopped",
             Self::NeedsRepair => "needs_repair",
             Self::Destroying => "destroying",
@@ -159,6 +230,8 @@ pub struct View {
     pub vmm: Description,
     /// What its disk is made of.
     pub storage: Backend,
+    /// How its VM began the last time.
+    pub start: Start,
     /// Labels.
     pub metadata: BTreeMap<String, String>,
     /// What its guest asks of who wants to use it.
@@ -170,6 +243,102 @@ pub struct View {
 pub struct Changed {
     /// The sandbox afterwards.
     pub view: View,
+    /// How long each step took.
+    pub timings: Vec<Timing>,
+}
+
+/// A snapshot, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotView {
+    /// Which snapshot.
+    pub id: SnapshotId,
+    /// Its name, if it has one.
+    pub name: Option<String>,
+    /// Unix time of its capture, in milliseconds.
+    pub created_unix_ms: u64,
+    /// The sandbox that was captured; it may be gone.
+    pub sandbox: SandboxId,
+    /// Id of the template.
+    pub template: String,
+    /// Id of the kernel set.
+    pub kernel: String,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Guest memory.
+    pub memory: Mib,
+    /// Size of its disk.
+    pub disk: Mib,
+    /// What can run it.
+    pub vmm: Description,
+    /// Whether it has the sandbox's memory, or its disk alone.
+    pub has_memory: bool,
+    /// What it takes alone, in bytes: allocated blocks × 512.
+    pub own_bytes: u64,
+    /// What it takes together with sandboxes and other snapshots.
+    pub shared_bytes: u64,
+}
+
+/// A new snapshot.
+#[derive(Clone, Debug)]
+pub struct Snapshotted {
+    /// It.
+    pub view: SnapshotView,
+    /// How long each step took.
+    pub timings: Vec<Timing>,
+}
+
+/// New forks.
+#[derive(Clone, Debug)]
+pub struct Forked {
+    /// One result for each that was asked for.
+    pub children: Vec<Result<Changed, AgentError>>,
+    /// How long each step of the capture took.
+    pub timings: Vec<Timing>,
+}
+
+/// A template, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TemplateView {
+    /// Hash of what is in it.
+    pub id: String,
+    /// The name it was built under.
+    pub name: String,
+    /// When it was built, RFC 3339.
+    pub created: String,
+    /// The size of its disk, in bytes.
+    pub size_bytes: u64,
+    /// What it takes on the host, in bytes: allocated blocks × 512.
+    pub own_bytes: u64,
+    /// Its warm images.
+    pub warm: Vec<WarmView>,
+}
+
+/// A warm image of a template: a VM that was captured when its guest was ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WarmView {
+    /// What it fits to, as a hash.
+    pub key: String,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Guest memory.
+    pub memory: Mib,
+    /// Size of its disk.
+    pub disk: Mib,
+    /// Id of the kernel set.
+    pub kernel: String,
+    /// What can run it.
+    pub vmm: Description,
+    /// What it takes on the host, in bytes.
+    pub own_bytes: u64,
+}
+
+/// A warm image that is there now.
+#[derive(Clone, Debug)]
+pub struct Warmed {
+    /// It.
+    pub view: WarmView,
+    /// Whether it was made now; else it was there.
+    pub made: bool,
     /// How long each step took.
     pub timings: Vec<Timing>,
 }
@@ -346,6 +515,33 @@ pub trait HostAgent: Send + Sync {
 
     /// Finishes or undoes what left a sandbox in need of it.
     async fn repair(&self, id: &SandboxId) -> Result<Changed, AgentError>;
+
+    /// Keeps what a running or paused sandbox is now; a running one goes on.
+    async fn snapshot(&self, id: &SandboxId, request: SnapshotRequest) -> Result<Snapshotted, AgentError>;
+
+    /// All snapshots, the oldest first.
+    async fn snapshots(&self) -> Result<Vec<SnapshotView>, AgentError>;
+
+    /// Removes a snapshot, by its name or id. What others need of it stays with them.
+    async fn remove_snapshot(&self, snapshot: &str) -> Result<SnapshotView, AgentError>;
+
+    /// New sandboxes that go on from where a running or paused one is now; the sandbox itself goes on as before.
+    async fn fork(&self, id: &SandboxId, request: ForkRequest) -> Result<Forked, AgentError>;
+
+    /// Takes a sandbox back to one of the snapshots that were made of it, under the same id. What it did since is lost.
+    async fn rollback(&self, id: &SandboxId, snapshot: &str, options: ResumeOptions) -> Result<Changed, AgentError>;
+
+    /// All templates.
+    async fn templates(&self) -> Result<Vec<TemplateView>, AgentError>;
+
+    /// Makes a warm image, if it is not there yet: boots a template once, and captures the VM when its guest is ready.
+    async fn warm(&self, fresh: Fresh, ready_limit: Duration) -> Result<Warmed, AgentError>;
+
+    /// Removes a template, by its name or id, with its warm images. Sandboxes on it keep it until they are gone.
+    async fn remove_template(&self, template: &str) -> Result<TemplateView, AgentError>;
+
+    /// A new template from a snapshot: its disk as one image, and its memory, so that sandboxes start warm.
+    async fn template_from_snapshot(&self, snapshot: &str, name: &str) -> Result<TemplateView, AgentError>;
 
     /// What a sandbox takes.
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError>;

@@ -2,7 +2,8 @@
 //!
 //! It composes what the engine offers (network, disk, memory, VMM) into sandboxes, and is the only one that decides *whether*
 //! something happens. Reading order: [`host_agent`] (what can be asked), [`policy`] (what is allowed when), [`instance`]
-//! (whose host objects are whose), [`manifest`] and [`generation`] (what is written down), [`sandbox`] (a life, step by step),
+//! (whose host objects are whose), [`manifest`], [`generation`] and [`layers`] (what is written down), [`sandbox`] (a life, step by
+//! step), [`snapshot`] (what was captured under a name, or to start from),
 //! [`manager`] (who owns which sandbox, and what waits), [`reconcile`] (what nobody owns any more), [`envd_client`] (the way
 //! into the guest); then [`rpc`] (the interface over a socket) and [`guest_link`] (the way into a guest from there).
 
@@ -14,6 +15,7 @@ pub mod guest_link;
 pub mod host;
 pub mod host_agent;
 pub mod instance;
+pub mod layers;
 pub mod lock;
 pub mod manager;
 pub mod manifest;
@@ -21,3 +23,4 @@ pub mod policy;
 pub mod reconcile;
 pub mod rpc;
 pub mod sandbox;
+pub mod snapshot;

@@ -10,17 +10,19 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use wrenn_engine::names::{SandboxId, Slot};
+use wrenn_engine::names::{LayerId, SandboxId, Slot};
 use wrenn_engine::storage::Backend;
 use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::Description;
 
 use crate::durable::{self, SealError};
 use crate::generation::Number;
-use crate::host_agent::{OnTimeout, Phase};
+use crate::host_agent::{OnTimeout, Phase, Start};
 
-/// Version of manifest.json that is written and read here.
-pub const FORMAT: u32 = 2;
+/// Version of manifest.json that is written here.
+pub const FORMAT: u32 = 3;
+/// The oldest that is read: version 2 lacks `start`, and never had layers beneath a disk.
+const OLDEST: u32 = 2;
 /// Longest manifest taken, in bytes.
 const BYTES_MAX: u64 = 1024 * 1024;
 
@@ -53,6 +55,11 @@ pub enum State {
     Booting {
         /// Why it had stopped.
         reason: String,
+    },
+    /// Going back to a snapshot, whose files are this generation by now: what the VM was since is given up.
+    RollingBack {
+        /// The generation.
+        generation: Number,
     },
     /// Its VM ended without having been asked to. Its disk is kept.
     Stopped {
@@ -89,6 +96,7 @@ impl State {
             Self::Pausing { .. } => Phase::Pausing,
             Self::Paused { .. } => Phase::Paused,
             Self::Resuming { .. } | Self::Booting { .. } => Phase::Resuming,
+            Self::RollingBack { .. } => Phase::RollingBack,
             Self::Stopped { .. } => Phase::Stopped,
             Self::NeedsRepair { .. } => Phase::NeedsRepair,
             Self::Destroying => Phase::Destroying,
@@ -98,9 +106,10 @@ impl State {
     /// The generation that it is, becomes, or comes back from.
     pub fn generation(&self) -> Option<Number> {
         match self {
-            Self::Pausing { generation, .. } | Self::Paused { generation } | Self::Resuming { generation } => {
-                Some(*generation)
-            }
+            Self::Pausing { generation, .. }
+            | Self::Paused { generation }
+            | Self::Resuming { generation }
+            | Self::RollingBack { generation } => Some(*generation),
             Self::NeedsRepair { was, .. } => was.generation(),
             Self::Creating | Self::Running | Self::Booting { .. } | Self::Stopped { .. } | Self::Destroying => None,
         }
@@ -116,6 +125,7 @@ impl State {
             | Self::Paused { .. }
             | Self::Resuming { .. }
             | Self::Booting { .. }
+            | Self::RollingBack { .. }
             | Self::Destroying => None,
         }
     }
@@ -135,8 +145,8 @@ pub enum MemoryBase {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LiveDisk {
-    /// Generations whose disks lie between the template's image and the live file, lowest first.
-    pub beneath: Vec<Number>,
+    /// Layers between the template's image and the live file, lowest first.
+    pub beneath: Vec<LayerId>,
     /// Its size as the guest sees it, in bytes.
     pub size_bytes: u64,
 }
@@ -177,6 +187,9 @@ pub struct Manifest {
     pub vmm: Description,
     /// What its disk is made of.
     pub storage: Backend,
+    /// How its VM began the last time.
+    #[serde(default = "cold")]
+    pub start: Start,
     /// Environment of every process in it.
     pub env: BTreeMap<String, String>,
     /// Labels, which mean nothing here.
@@ -219,7 +232,7 @@ pub enum ManifestError {
         source: SealError,
     },
     /// Another version of wrenn wrote it.
-    #[error("the manifest {path} has version {found}; this wrenn reads version {FORMAT}, use the one that wrote it")]
+    #[error("the manifest {path} has version {found}; this wrenn reads versions up to {FORMAT}, use the one that wrote it")]
     Version {
         /// The manifest.
         path: PathBuf,
@@ -253,10 +266,11 @@ impl Manifest {
         let damaged = |source| ManifestError::Damaged { path: path.to_owned(), source };
         // The version is looked at first: the fields of another version may be other fields.
         let Version { version } = durable::unseal(&text).map_err(damaged)?;
-        if version != FORMAT {
+        if !(OLDEST..=FORMAT).contains(&version) {
             return Err(ManifestError::Version { path: path.to_owned(), found: version });
         }
-        durable::unseal(&text).map(Some).map_err(damaged)
+        let manifest: Self = durable::unseal(&text).map_err(damaged)?;
+        Ok(Some(Self { version: FORMAT, ..manifest }))
     }
 
     /// Reads the revision before the one at `path`, for when that is damaged; `None` when there is none.
@@ -273,6 +287,11 @@ impl Manifest {
             found => Ok(found),
         }
     }
+}
+
+/// Before there were warm starts.
+fn cold() -> Start {
+    Start::Cold
 }
 
 fn previous(path: &Path) -> PathBuf {
@@ -326,6 +345,7 @@ pub(crate) mod tests {
             disk_mib: Mib(64),
             vmm: Description { driver: DriverKind::Qemu, version: "10.0.2".to_owned(), accel: Accel::Tcg },
             storage: Backend::Qcow2,
+            start: Start::Cold,
             env: BTreeMap::new(),
             metadata: BTreeMap::from([("who".to_owned(), "me".to_owned())]),
             slot: Slot::new(3),
@@ -361,7 +381,7 @@ pub(crate) mod tests {
         let path = dir.path().join("manifest.json");
         std::fs::write(&path, "{").unwrap();
         assert!(matches!(Manifest::read(&path), Err(ManifestError::Damaged { .. })));
-        std::fs::write(&path, durable::seal(&serde_json::json!({"version": 3, "new": true}))).unwrap();
-        assert!(matches!(Manifest::read(&path), Err(ManifestError::Version { found: 3, .. })));
+        std::fs::write(&path, durable::seal(&serde_json::json!({"version": 4, "new": true}))).unwrap();
+        assert!(matches!(Manifest::read(&path), Err(ManifestError::Version { found: 4, .. })));
     }
 }

@@ -6,6 +6,8 @@
 //!                          ▼                    │
 //!                       Pausing ─► Paused ─► Resuming
 //!  any ── destroy ─► Destroying ─► gone          any step that cannot be undone ─► NeedsRepair ── repair ─► Paused | Stopped
+//!  Running | Paused ── snapshot, fork ─► Capturing ─► as before
+//!  Running | Paused | Stopped ── rollback ─► RollingBack ─► Paused ─► Resuming ─► Running
 //! ```
 //!
 //! Destroy is allowed always. It knows neither locks nor tasks: whoever owns a sandbox asks before it acts.
@@ -21,6 +23,10 @@ pub enum Verb {
     Pause,
     /// Back from rest.
     Resume,
+    /// To be captured, and to go on.
+    Capture,
+    /// Back to a snapshot.
+    RollBack,
     /// Another deadline.
     SetTimeout,
     /// Out of need of repair.
@@ -31,7 +37,16 @@ pub enum Verb {
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Use, Self::Pause, Self::Resume, Self::SetTimeout, Self::Repair, Self::Destroy];
+    pub const ALL: [Self; 8] = [
+        Self::Use,
+        Self::Pause,
+        Self::Resume,
+        Self::Capture,
+        Self::RollBack,
+        Self::SetTimeout,
+        Self::Repair,
+        Self::Destroy,
+    ];
 }
 
 /// A refusal.
@@ -49,6 +64,9 @@ pub enum Denied {
     /// It is at rest already.
     #[error("the sandbox is {0}: there is nothing to pause")]
     RestsAlready(Phase),
+    /// Its memory is lost, and its disk not whole.
+    #[error("the sandbox is {0}: there is nothing to capture; resume it first")]
+    NothingToCapture(Phase),
     /// A step failed halfway.
     #[error("the sandbox needs a repair first: `wrenn repair ID`, or destroy it")]
     NeedsRepair,
@@ -69,12 +87,17 @@ pub const fn check(phase: Phase, verb: Verb) -> Result<(), Denied> {
         (Verb::Repair, phase) => Err(Denied::NothingToRepair(phase)),
         (_, Phase::NeedsRepair) => Err(Denied::NeedsRepair),
         (Verb::Use | Verb::Pause | Verb::SetTimeout, Phase::Running) => Ok(()),
-        (Verb::Use | Verb::SetTimeout, Phase::Paused | Phase::Pausing | Phase::Stopped) => Err(Denied::AtRest(phase)),
-        (Verb::Pause, Phase::Paused | Phase::Pausing | Phase::Stopped) => Err(Denied::RestsAlready(phase)),
-        (Verb::Use | Verb::Pause | Verb::SetTimeout, Phase::Creating | Phase::Resuming) => Err(Denied::NotReady(phase)),
+        (Verb::Capture, Phase::Running | Phase::Paused) => Ok(()),
+        (Verb::RollBack, Phase::Running | Phase::Paused | Phase::Stopped) => Ok(()),
         (Verb::Resume, Phase::Paused | Phase::Stopped) => Ok(()),
         (Verb::Resume, Phase::Running) => Err(Denied::Running),
-        (Verb::Resume, Phase::Creating | Phase::Resuming | Phase::Pausing) => Err(Denied::NotReady(phase)),
+        (Verb::Capture, Phase::Stopped) => Err(Denied::NothingToCapture(phase)),
+        (Verb::Use | Verb::SetTimeout, Phase::Paused | Phase::Pausing | Phase::Stopped) => Err(Denied::AtRest(phase)),
+        (Verb::Pause, Phase::Paused | Phase::Pausing | Phase::Stopped) => Err(Denied::RestsAlready(phase)),
+        (
+            Verb::Use | Verb::Pause | Verb::SetTimeout | Verb::Resume | Verb::Capture | Verb::RollBack,
+            Phase::Creating | Phase::Pausing | Phase::Resuming | Phase::Capturing | Phase::RollingBack,
+        ) => Err(Denied::NotReady(phase)),
     }
 }
 
@@ -82,12 +105,14 @@ pub const fn check(phase: Phase, verb: Verb) -> Result<(), Denied> {
 mod tests {
     use super::*;
 
-    const PHASES: [Phase; 8] = [
+    const PHASES: [Phase; 10] = [
         Phase::Creating,
         Phase::Running,
         Phase::Pausing,
         Phase::Paused,
         Phase::Resuming,
+        Phase::Capturing,
+        Phase::RollingBack,
         Phase::Stopped,
         Phase::NeedsRepair,
         Phase::Destroying,
@@ -104,6 +129,8 @@ mod tests {
         assert_eq!(allowed(Verb::Pause), [Phase::Running]);
         assert_eq!(allowed(Verb::SetTimeout), [Phase::Running]);
         assert_eq!(allowed(Verb::Resume), [Phase::Paused, Phase::Stopped]);
+        assert_eq!(allowed(Verb::Capture), [Phase::Running, Phase::Paused]);
+        assert_eq!(allowed(Verb::RollBack), [Phase::Running, Phase::Paused, Phase::Stopped]);
         assert_eq!(allowed(Verb::Repair), [Phase::NeedsRepair]);
         assert_eq!(allowed(Verb::Destroy), PHASES);
     }

@@ -52,40 +52,66 @@ impl FromStr for InstanceTag {
     }
 }
 
-/// The id of a sandbox: `sb` and 18 characters of `[a-z0-9]`; no dash, E2B clients and host names depend on it.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct SandboxId(String);
+/// An id: two letters that say of what, and 18 random characters of `[a-z0-9]`.
+macro_rules! random_id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal, $wanted:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
 
-impl SandboxId {
-    /// Characters in an id.
-    pub const LENGTH: usize = 20;
+        impl $name {
+            /// Characters in an id.
+            pub const LENGTH: usize = 20;
 
-    /// An id from random bytes; 18 characters carry 93 bits.
-    pub fn from_random(random: [u8; 18]) -> Self {
-        const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
-        let tail = random.iter().map(|byte| ALPHABET[usize::from(*byte) % ALPHABET.len()] as char);
-        Self("sb".chars().chain(tail).collect())
-    }
+            /// An id from random bytes; 18 characters carry 93 bits.
+            pub fn from_random(random: [u8; 18]) -> Self {
+                Self(random_name($prefix, random))
+            }
 
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for SandboxId {
-    type Err = NameError;
-
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        let well_formed =
-            text.len() == Self::LENGTH && text.starts_with("sb") && text.as_bytes().iter().all(is_name_byte);
-        if !well_formed {
-            return Err(NameError::new(text, "a sandbox id (`sb` and 18 characters of [a-z0-9])"));
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
         }
-        Ok(Self(text.to_owned()))
-    }
+
+        impl FromStr for $name {
+            type Err = NameError;
+
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                let well_formed = text.len() == Self::LENGTH
+                    && text.starts_with($prefix)
+                    && text.as_bytes().iter().all(is_name_byte);
+                if well_formed { Ok(Self(text.to_owned())) } else { Err(NameError::new(text, $wanted)) }
+            }
+        }
+    };
 }
+
+fn random_name(prefix: &str, random: [u8; 18]) -> String {
+    const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let tail = random.iter().map(|byte| ALPHABET[usize::from(*byte) % ALPHABET.len()] as char);
+    prefix.chars().chain(tail).collect()
+}
+
+random_id!(
+    /// The id of a sandbox: `sb` and 18 characters of `[a-z0-9]`; no dash, E2B clients and host names depend on it.
+    SandboxId,
+    "sb",
+    "a sandbox id (`sb` and 18 characters of [a-z0-9])"
+);
+random_id!(
+    /// The id of a snapshot: `sn` and 18 characters of `[a-z0-9]`.
+    SnapshotId,
+    "sn",
+    "a snapshot id (`sn` and 18 characters of [a-z0-9])"
+);
+random_id!(
+    /// The id of an immutable piece of a disk: `ly` and 18 characters of `[a-z0-9]`.
+    LayerId,
+    "ly",
+    "a layer id (`ly` and 18 characters of [a-z0-9])"
+);
 
 /// The index of a slot: which addresses, which uid, which network of the host a sandbox uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -278,6 +304,8 @@ macro_rules! text_form {
 }
 text_form!(InstanceTag);
 text_form!(SandboxId);
+text_form!(SnapshotId);
+text_form!(LayerId);
 
 // The longest interface name: `wv`, a tag, a slot of 5 digits.
 const _: () = assert!(SlotName::VETH_PREFIX.len() + InstanceTag::LENGTH + 5 <= limits::INTERFACE_NAME_MAX);
