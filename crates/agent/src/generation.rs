@@ -30,7 +30,7 @@ use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::{Description, GuestCpu};
 
 use crate::durable::{self, SealError};
-use crate::layers::{Share, link};
+use crate::layers::{Share, VerifyError, link, verify};
 
 /// Version of generation.json that is written here.
 pub const FORMAT: u32 = 2;
@@ -338,16 +338,25 @@ impl Folder {
     /// Makes this one, which is there and empty, be the same as `from`, which is whole and whose memory is in one file: names
     /// for the same files. The description is not among them: it is not the same.
     pub fn share(&self, from: &Self) -> Result<(), GenerationError> {
+        if from.devices().exists() {
+            self.share_memory(from)?;
+        }
+        link(&from.disk_sums(), &self.disk_sums())?;
+        link(&from.disk(), &self.disk())
+    }
+
+    /// As [`Folder::share`], of the memory and the state of the devices alone.
+    pub fn share_memory(&self, from: &Self) -> Result<(), GenerationError> {
         let (ours, theirs) = (self.memory_files(), from.memory_files());
         // Checksums first: a file that is here is here with them.
-        let memory = [
-            (from.devices(), self.devices()),
-            (theirs.base_sums, ours.base_sums),
-            (theirs.base, ours.base),
-        ];
-        let disk = [(from.disk_sums(), self.disk_sums()), (from.disk(), self.disk())];
-        let has_memory = from.devices().exists();
-        memory.iter().filter(|_| has_memory).chain(&disk).try_for_each(|(from, to)| link(from, to))
+        link(&from.devices(), &self.devices())?;
+        link(&theirs.base_sums, &ours.base_sums)?;
+        link(&theirs.base, &ours.base)
+    }
+
+    /// Reads all of the disk and compares it with its checksums.
+    pub fn verify_disk(&self) -> Result<(), VerifyError> {
+        verify(&self.disk(), &self.disk_sums())
     }
 
     /// Removes the disk; one that is gone, or cannot be removed, is fine: it goes with the folder.

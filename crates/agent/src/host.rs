@@ -16,6 +16,7 @@ use wrenn_engine::vmm::{HostFile, Vmm};
 
 use crate::faults::Faults;
 use crate::instance::{Instance, InstanceError, io_error};
+use crate::snapshot::{Snapshots, WarmImages};
 
 /// What sandboxes are made with.
 pub struct Host {
@@ -23,6 +24,10 @@ pub struct Host {
     pub instance: Instance,
     /// Kernels and templates.
     pub images: ImageStore,
+    /// What sandboxes were, under names.
+    pub snapshots: Snapshots,
+    /// What templates are when they have booted.
+    pub warm: WarmImages,
     /// Slots, namespaces, rules.
     pub network: Network,
     /// Disks.

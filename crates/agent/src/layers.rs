@@ -66,11 +66,7 @@ impl Layers {
 
     /// Reads all of a layer and compares it with its checksums.
     pub fn verify(&self, id: &LayerId) -> Result<(), VerifyError> {
-        let (path, sums) = (self.path(id), self.sums(id));
-        let missing = |path: &Path| GenerationError::Missing { path: path.to_owned() };
-        let wanted = Checksums::read(&sums)?.ok_or_else(|| missing(&sums))?;
-        let file = File::open(&path).map_err(GenerationError::io("open", &path))?;
-        Ok(wrenn_engine::memory::verify(&file, &path, &wanted)?)
+        verify(&self.path(id), &self.sums(id))
     }
 
     /// Removes the names of all layers but `needed`. One that cannot be removed is logged, and tried again the next time.
@@ -150,6 +146,14 @@ impl Share {
 fn layer_of(path: &Path) -> Option<LayerId> {
     let name = path.file_name()?.to_str()?;
     name.strip_suffix(SUMS).unwrap_or(name).parse().ok()
+}
+
+/// Reads all of a file and compares it with its checksums.
+pub(crate) fn verify(path: &Path, sums: &Path) -> Result<(), VerifyError> {
+    let missing = || GenerationError::Missing { path: sums.to_owned() };
+    let wanted = Checksums::read(sums)?.ok_or_else(missing)?;
+    let file = File::open(path).map_err(GenerationError::io("open", path))?;
+    Ok(wrenn_engine::memory::verify(&file, path, &wanted)?)
 }
 
 /// Another name for a file; one that is there already is right: ids are never used twice.

@@ -87,6 +87,8 @@ pub const fn check(phase: Phase, verb: Verb) -> Result<(), Denied> {
         (Verb::Repair, phase) => Err(Denied::NothingToRepair(phase)),
         (_, Phase::NeedsRepair) => Err(Denied::NeedsRepair),
         (Verb::Use | Verb::Pause | Verb::SetTimeout, Phase::Running) => Ok(()),
+        // It stands still for a moment and goes on: whoever asks then waits that long.
+        (Verb::Use, Phase::Capturing) => Ok(()),
         (Verb::Capture, Phase::Running | Phase::Paused) => Ok(()),
         (Verb::RollBack, Phase::Running | Phase::Paused | Phase::Stopped) => Ok(()),
         (Verb::Resume, Phase::Paused | Phase::Stopped) => Ok(()),
@@ -125,7 +127,7 @@ mod tests {
 
     #[test]
     fn each_verb_has_its_phases() {
-        assert_eq!(allowed(Verb::Use), [Phase::Running]);
+        assert_eq!(allowed(Verb::Use), [Phase::Running, Phase::Capturing]);
         assert_eq!(allowed(Verb::Pause), [Phase::Running]);
         assert_eq!(allowed(Verb::SetTimeout), [Phase::Running]);
         assert_eq!(allowed(Verb::Resume), [Phase::Paused, Phase::Stopped]);

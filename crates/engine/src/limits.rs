@@ -65,6 +65,22 @@ pub const DISK_FREE_WANTED: Mib = Mib(4096);
 /// Layers that one disk may stand on: each is a device and a look-up of its own on the way of every read.
 pub const DISK_LAYERS_MAX: usize = 16;
 
+/// Layers above which a new live disk copies the topmost instead of standing on it, so that a chain does not grow for ever.
+pub const DISK_LAYERS_STACKED_MAX: usize = 12;
+const _: () = assert!(DISK_LAYERS_STACKED_MAX < DISK_LAYERS_MAX);
+
+/// What a captured disk may take for a new live disk to copy it: up to here a copy costs less than a layer more on every read.
+pub const DISK_COPY_MAX: Mib = Mib(32);
+
+/// Forks that may be asked for at once: as many as there are seats in no host we know.
+pub const FORKS_MAX: u32 = 1024;
+
+/// Snapshots that one instance keeps: each is looked at when they are listed.
+pub const SNAPSHOTS_MAX: usize = 4096;
+
+/// Warm images that one instance keeps, of all templates and sizes: each takes what a guest has written when it has booted.
+pub const WARM_IMAGES_MAX: usize = 16;
+
 /// Tries to remove a device that is in use. A VMM that was just ended, or udev, lets go of it within a moment.
 pub const DEVICE_REMOVAL_TRIES: u32 = 5;
 

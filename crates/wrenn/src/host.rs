@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use wrenn_agent::faults::Faults;
 use wrenn_agent::host::{Host, install_shim};
 use wrenn_agent::instance::{Instance, RUN_DIR};
+use wrenn_agent::snapshot::{Snapshots, WarmImages};
 use wrenn_engine::cgroup::Cgroups;
 use wrenn_engine::image::ImageStore;
 use wrenn_engine::memory::Verified;
@@ -72,6 +73,8 @@ pub async fn open(dir: &Path, programs: &Programs, wishes: &Wishes) -> Result<Ho
     Ok(Host {
         cgroups,
         images,
+        snapshots: Snapshots::of(instance.dir()),
+        warm: WarmImages::of(instance.dir()),
         network: Network::open(instance.tag(), instance.dir(), NetworkConfig::default())?,
         storage,
         vmm,

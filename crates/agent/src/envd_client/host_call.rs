@@ -76,18 +76,27 @@ pub struct Init {
 pub struct Resumed {
     /// Random bytes that no other guest was or will be given.
     pub entropy: [u8; 64],
-    /// Its host name from now on; as it was if `None`.
-    pub hostname: Option<String>,
-    /// Its machine id from now on, 32 hex digits in lower case; as it was if `None`.
-    pub machine_id: Option<String>,
+    /// Who it is from now on; as it was if `None`.
+    pub identity: Option<Identity>,
+}
+
+/// TEMP
+#[derive(Clone)]
+pub struct Identity {
+    pub id: SandboxId,
+    pub access_token: String,
+    pub env_vars: BTreeMap<String, String>,
+    pub hostname: String,
+    pub machine_id: String,
+    pub boot_id: String,
 }
 
 impl Resumed {
     fn to_wire(&self) -> wire::Resumed {
         wire::Resumed {
             entropy: BASE64.encode(self.entropy),
-            hostname: self.hostname.clone(),
-            machine_id: self.machine_id.clone(),
+            hostname: self.identity.as_ref().map(|i| i.hostname.clone()),
+            machine_id: self.identity.as_ref().map(|i| i.machine_id.clone()),
         }
     }
 }
@@ -138,6 +147,18 @@ impl EnvdClient {
         let answer = self.host_call(host, &RESUMED, body).await?;
         let answer: ResumedAnswer = parsed(RESUMED.name, &answer)?;
         Ok(answer.hooks.iter().map(|hook| words(hook)).collect())
+    }
+
+    /// TEMP
+    pub async fn come_back(
+        &self,
+        host: HostKey<'_>,
+        resumed: &Resumed,
+        within: Duration,
+        limit: Duration,
+    ) -> Result<(), EnvdError> {
+        self.set_clock(host, within, limit).await?;
+        self.resumed(host, resumed).await.map(drop)
     }
 
     async fn host_call(&self, host: HostKey<'_>, call: &HostCall, body: Vec<u8>) -> Result<Bytes, EnvdError> {

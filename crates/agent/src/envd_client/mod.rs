@@ -32,7 +32,7 @@ use crate::host_agent::Tunnel;
 
 pub use clock::ClockReading;
 pub use exec::{Command, Exec, ExecEnd, ExecEvent, NotStarted, Output};
-pub use host_call::{HostKey, Init, Resumed};
+pub use host_call::{HostKey, Identity, Init, Resumed};
 pub use input::{Input, TerminalSize};
 pub use nonces::Nonces;
 pub use process::RunningProcess;

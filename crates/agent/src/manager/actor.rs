@@ -24,9 +24,12 @@ use crate::host_agent::{
 use crate::manifest::{Manifest, State, unix_ms};
 use crate::policy::{self, Denied, Verb};
 use crate::sandbox::adopt::{Adopted, repair};
+use crate::sandbox::capture::{self, Uncaptured};
 use crate::sandbox::pause::{self, Unpaused};
 use crate::sandbox::resume::{self, ResumeError, Unresumed};
-use crate::sandbox::{self, Begun, Parts, Sandbox, Stopwatch, Trouble};
+use crate::sandbox::rollback::{self, RollbackError};
+use crate::sandbox::{self, Begun, Parts, Sandbox, Stopwatch, Timing, Trouble};
+use crate::snapshot::{Stored, Subject};
 
 /// The longest sleep until a deadline: the host's clock may be stepped meanwhile.
 const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -42,6 +45,10 @@ pub(super) enum Request {
     Pause(PauseOptions, Reply<Changed>),
     Resume(ResumeOptions, Reply<Changed>),
     Destroy(Reply<Changed>),
+    /// To be kept in what was begun, and to go on.
+    Capture(Stored, Reply<(Subject, Vec<Timing>)>),
+    /// To become what is kept there.
+    RollBack(Stored, ResumeOptions, Reply<Changed>),
     SetTimeout(Timeout, Reply<View>),
     Repair(Reply<Changed>),
     Stat(Reply<Stat>),
@@ -149,6 +156,15 @@ impl Actor {
                 let done = self.destroy().await;
                 answer(reply, done);
             }
+            Request::Capture(stored, reply) => {
+                let done = self.capture(&stored).await;
+                answer(reply, done);
+            }
+            Request::RollBack(stored, options, reply) => {
+                let done = self.roll_back(&stored, options).await;
+                answer(reply, done);
+                self.tidy().await;
+            }
             Request::SetTimeout(timeout, reply) => answer(reply, self.set_timeout(timeout)),
             Request::Repair(reply) => {
                 let done = self.repair().await;
@@ -228,7 +244,7 @@ impl Actor {
         let mut watch = Stopwatch::default();
         match pause::pause(*sandbox, options, &mut watch).await {
             Ok(parts) => {
-                log_steps(&self.id, "pause", &watch);
+                log_steps(&self.id, "pause", watch.timings());
                 self.become_body(Body::Rests(Box::new(parts)));
                 Ok(self.changed(watch.into_timings()))
             }
@@ -273,7 +289,7 @@ impl Actor {
         let mut watch = Stopwatch::default();
         match resume::resume(*parts, options, &mut watch, self.unwanted.clone()).await {
             Ok(sandbox) => {
-                log_steps(&self.id, "resume", &watch);
+                log_steps(&self.id, "resume", watch.timings());
                 self.become_body(Body::Runs(Box::new(sandbox)));
                 Ok(self.changed(watch.into_timings()))
             }
@@ -306,10 +322,78 @@ impl Actor {
         self.show(Phase::Destroying);
         let mut watch = Stopwatch::default();
         let destroyed = parts.destroy(&mut watch).await;
-        log_steps(&self.id, "destroy", &watch);
+        log_steps(&self.id, "destroy", watch.timings());
         // What is left of it has no owner any more: the next start of an agent goes on.
         destroyed.map_err(|error| AgentError::of(Code::Failed, &error))?;
         Ok(self.changed(watch.into_timings()))
+    }
+
+    async fn capture(&mut self, stored: &Stored) -> Result<(Subject, Vec<Timing>), AgentError> {
+        self.allowed(Verb::Capture)?;
+        match std::mem::replace(&mut self.body, Body::Gone) {
+            Body::Runs(sandbox) => self.capture_running(sandbox, stored).await,
+            Body::Rests(mut parts) => {
+                self.show(Phase::Capturing);
+                let shared = capture::share(&mut parts, stored).await;
+                self.become_body(Body::Rests(parts));
+                shared.map_err(|error| AgentError::of(Code::Failed, &error))
+            }
+            Body::Begun(..) | Body::Gone => Err(self.gone()),
+        }
+    }
+
+    async fn capture_running(
+        &mut self,
+        mut sandbox: Box<Sandbox>,
+        stored: &Stored,
+    ) -> Result<(Subject, Vec<Timing>), AgentError> {
+        self.show(Phase::Capturing);
+        match capture::capture(&mut sandbox, stored).await {
+            Ok(captured) => {
+                log_steps(&self.id, "capture", &captured.1);
+                self.become_body(Body::Runs(sandbox));
+                Ok(captured)
+            }
+            Err(Uncaptured::GoesOn(error)) => {
+                self.become_body(Body::Runs(sandbox));
+                Err(AgentError::of(Code::Failed, &error))
+            }
+            Err(Uncaptured::Stuck(error)) => {
+                let left = pause::give_up(*sandbox).await;
+                let code = self.unpaused(left, &error).await;
+                Err(AgentError::of(code, &error))
+            }
+        }
+    }
+
+    async fn roll_back(&mut self, stored: &Stored, options: ResumeOptions) -> Result<Changed, AgentError> {
+        self.allowed(Verb::RollBack)?;
+        let mut watch = Stopwatch::default();
+        let parts = self.body.parts_mut().expect("the policy lets nobody roll back what is not there");
+        let begun = async {
+            let number = rollback::begin(parts, stored, &mut watch).await?;
+            rollback::decide(parts, number)?;
+            Ok::<_, RollbackError>(number)
+        };
+        let number = begun.await.map_err(|error| AgentError::of(Code::Failed, &error))?;
+        let mut parts = match std::mem::replace(&mut self.body, Body::Gone) {
+            Body::Runs(sandbox) => Box::new(sandbox.into_parts()),
+            Body::Rests(parts) => parts,
+            Body::Begun(..) | Body::Gone => return Err(self.gone()),
+        };
+        self.live.send_replace(None);
+        self.cut = None;
+        self.show(Phase::RollingBack);
+        if let Err(error) = rollback::finish(&mut parts, number, &mut watch).await {
+            parts.needs_repair(&error);
+            self.become_body(Body::Rests(parts));
+            return Err(AgentError::of(Code::NeedsRepair, &error));
+        }
+        log_steps(&self.id, "rollback", watch.timings());
+        self.become_body(Body::Rests(parts));
+        let resumed = self.resume(options).await?;
+        let timings = watch.into_timings().into_iter().chain(resumed.timings).collect();
+        Ok(Changed { timings, ..resumed })
     }
 
     fn set_timeout(&mut self, timeout: Timeout) -> Result<View, AgentError> {
@@ -457,6 +541,15 @@ impl Body {
         }
     }
 
+    fn parts_mut(&mut self) -> Option<&mut Parts> {
+        match self {
+            Self::Begun(begun, ..) => Some(&mut begun.parts),
+            Self::Runs(sandbox) => Some(sandbox.parts_mut()),
+            Self::Rests(parts) => Some(parts),
+            Self::Gone => None,
+        }
+    }
+
     fn manifest(&self) -> Option<&Manifest> {
         self.parts().map(Parts::manifest)
     }
@@ -484,18 +577,16 @@ fn view_of(manifest: &Manifest, trouble: Option<String>) -> View {
         disk: manifest.disk_mib,
         vmm: manifest.vmm.clone(),
         storage: manifest.storage,
+        start: manifest.start,
         metadata: manifest.metadata.clone(),
         access_token: manifest.access_token.clone(),
     }
 }
 
 /// One line with the duration of each step.
-fn log_steps(id: &SandboxId, op: &str, watch: &Stopwatch) {
-    let steps: Vec<String> = watch
-        .timings()
-        .iter()
-        .map(|timing| format!("{} {:.1} ms", timing.phase, timing.took.as_secs_f64() * 1e3))
-        .collect();
+fn log_steps(id: &SandboxId, op: &str, timings: &[Timing]) {
+    let step = |timing: &Timing| format!("{} {:.1} ms", timing.phase, timing.took.as_secs_f64() * 1e3);
+    let steps: Vec<String> = timings.iter().map(step).collect();
     tracing::info!(sandbox = %id, op, steps = steps.join(", "), "done");
 }
 

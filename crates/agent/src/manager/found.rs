@@ -9,7 +9,7 @@ use wrenn_engine::vmm::Shim;
 
 use crate::generation::{Generations, Number};
 use crate::host::Host;
-use crate::host_agent::{OnTimeout, with_causes};
+use crate::host_agent::{OnTimeout, Start, with_causes};
 use crate::instance::{InstanceError, Places, io_error};
 use crate::lock::Lock;
 use crate::manifest::{self, Manifest, ManifestError, Progress, State};
@@ -65,6 +65,7 @@ fn reconstruct(places: &Places, generations: &Generations, newest: Number, previ
         (_, true, true) => State::Pausing { generation: newest, progress: Progress::Capturing },
         (_, false, _) if captured => State::Pausing { generation: newest, progress: Progress::Captured },
         (State::Resuming { generation }, ..) => State::Resuming { generation },
+        (State::RollingBack { generation }, ..) => State::RollingBack { generation },
         (_, _, false) if generations.is_whole(newest) => State::Paused { generation: newest },
         (State::Creating, ..) => State::Destroying,
         _ => State::Stopped { reason: "its VM was gone when its manifest was repaired".to_owned() },
@@ -90,6 +91,7 @@ fn nothing_known(host: &Host, id: &SandboxId, state: State) -> Manifest {
         disk_mib: Mib(0),
         vmm: host.vmm.describe().clone(),
         storage: host.storage.backend(),
+        start: Start::Cold,
         env: BTreeMap::new(),
         metadata: BTreeMap::new(),
         slot: None,

@@ -10,8 +10,10 @@
 //! removes what belongs to nobody. At its end it leaves VMs running, unless it is asked not to.
 
 mod actor;
+mod captures;
 mod found;
 mod seats;
+mod templates;
 mod tunnel;
 
 use std::collections::BTreeMap;
@@ -31,15 +33,15 @@ use self::actor::{Actor, Body, Request};
 use self::seats::Seats;
 use crate::host::Host;
 use crate::host_agent::{
-    AgentError, Bond, Changed, Code, CreateRequest, Created, HostAgent, PauseOptions, ResumeOptions, Stat, Timeout,
-    Tunnel, View,
+    AgentError, Bond, Changed, Code, CreateRequest, Created, ForkRequest, Forked, Fresh, HostAgent, PauseOptions,
+    ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source, Stat, TemplateView, Timeout, Tunnel, View, Warmed,
 };
 use crate::instance::{InstanceError, io_error};
 use crate::lock::Lock;
 use crate::policy::{self, Verb};
 use crate::reconcile::{self, SweepError};
 use crate::sandbox::adopt::{Adopted, adopt};
-use crate::sandbox::{self, Begun, CreateError, Owner};
+use crate::sandbox::{self, Begun, CreateError, Owner, blocking};
 
 /// Requests that may wait for one sandbox.
 const QUEUE: usize = 64;
@@ -83,6 +85,8 @@ struct Shared {
     host: Arc<Host>,
     sandboxes: Mutex<BTreeMap<SandboxId, Handle>>,
     seats: Arc<Seats>,
+    /// Held while a snapshot gets its name.
+    naming: Mutex<()>,
     /// Held for as long as this agent lives.
     _lock: Lock,
 }
@@ -113,10 +117,11 @@ impl Manager {
         let lock = Lock::try_acquire(&path).map_err(io_error("lock", &path))?;
         let lock = lock.ok_or_else(|| StartError::Runs { dir: host.instance.dir().to_owned() })?;
         let seats = Arc::new(Seats::new(memory.unwrap_or_else(|| seats::most(host.memory))));
-        let shared = Shared { host: Arc::clone(&host), sandboxes: Mutex::default(), seats, _lock: lock };
+        let shared = Shared { host: Arc::clone(&host), sandboxes: Mutex::default(), seats, naming: Mutex::default(), _lock: lock };
         let manager = Self { shared: Arc::new(shared) };
         manager.adopt_all().await?;
         reconcile::sweep(&host).await?;
+        host.snapshots.sweep();
         Ok(manager)
     }
 
@@ -175,6 +180,26 @@ impl Manager {
     /// Memory that all VMs that run may have together.
     pub fn memory(&self) -> Mib {
         self.shared.seats.most()
+    }
+
+    /// A new sandbox with so much memory, begun by `begin`, is brought up.
+    async fn raise(
+        &self,
+        memory: Mib,
+        bound: bool,
+        begin: impl FnOnce(&Arc<Host>) -> Result<Begun, CreateError> + Send + 'static,
+    ) -> Result<Created, AgentError> {
+        let seat = self.shared.seats.take(self.shared.host.vmm.memory(memory))?;
+        let host = Arc::clone(&self.shared.host);
+        // Reads images and writes files.
+        let begun: Begun = blocking(move || begin(&host)).await.map_err(|error| create_error(&error))?;
+        let id = begun.id().clone();
+        let (reply, answer) = oneshot::channel();
+        let handle = self.enrol(Body::Begun(Box::new(begun), seat, reply));
+        // From here on whoever goes away leaves nothing: the bond destroys what is bound.
+        let bond = bound.then(|| Bond::new(Guard { handle: handle.clone() }));
+        let changed = answer.await.unwrap_or_else(|_gone| Err(AgentError::unknown(&id)))?;
+        Ok(Created { changed, bond })
     }
 
     fn handle(&self, id: &SandboxId) -> Result<Handle, AgentError> {
@@ -247,21 +272,12 @@ impl Drop for Guard {
 #[async_trait]
 impl HostAgent for Manager {
     async fn create(&self, request: CreateRequest) -> Result<Created, AgentError> {
+        let memory = match &request.source {
+            Source::Template(fresh) => fresh.shape.memory,
+            Source::Snapshot(snapshot) => self.memory_of(snapshot)?,
+        };
         let bound = request.bound;
-        let memory = self.shared.host.vmm.memory(request.shape.memory);
-        let seat = self.shared.seats.take(memory)?;
-        let host = Arc::clone(&self.shared.host);
-        // Reads images and writes files.
-        let begun = tokio::task::spawn_blocking(move || sandbox::begin(&host, request, Owner::Instance)).await;
-        let begun = begun.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()));
-        let begun: Begun = begun.map_err(|error| create_error(&error))?;
-        let id = begun.id().clone();
-        let (reply, answer) = oneshot::channel();
-        let handle = self.enrol(Body::Begun(Box::new(begun), seat, reply));
-        // From here on whoever goes away leaves nothing: the bond destroys what is bound.
-        let bond = bound.then(|| Bond::new(Guard { handle: handle.clone() }));
-        let changed = answer.await.unwrap_or_else(|_gone| Err(AgentError::unknown(&id)))?;
-        Ok(Created { changed, bond })
+        self.raise(memory, bound, move |host| sandbox::begin(host, request, Owner::Instance)).await
     }
 
     async fn list(&self) -> Result<Vec<View>, AgentError> {
@@ -298,6 +314,44 @@ impl HostAgent for Manager {
         self.ask(id, Request::Repair).await
     }
 
+    async fn snapshot(&self, id: &SandboxId, request: SnapshotRequest) -> Result<Snapshotted, AgentError> {
+        self.keep(id, request).await
+    }
+
+    async fn snapshots(&self) -> Result<Vec<SnapshotView>, AgentError> {
+        let snapshots = self.shared.host.snapshots.clone();
+        Ok(blocking(move || snapshots.list()).await)
+    }
+
+    async fn remove_snapshot(&self, snapshot: &str) -> Result<SnapshotView, AgentError> {
+        self.forget(snapshot).await
+    }
+
+    async fn fork(&self, id: &SandboxId, request: ForkRequest) -> Result<Forked, AgentError> {
+        self.multiply(id, request).await
+    }
+
+    async fn rollback(&self, id: &SandboxId, snapshot: &str, options: ResumeOptions) -> Result<Changed, AgentError> {
+        let stored = self.snapshot_of(id, snapshot)?;
+        self.ask(id, |reply| Request::RollBack(stored, options, reply)).await
+    }
+
+    async fn templates(&self) -> Result<Vec<TemplateView>, AgentError> {
+        self.list_templates().await
+    }
+
+    async fn warm(&self, fresh: Fresh, ready_limit: Duration) -> Result<Warmed, AgentError> {
+        self.make_warm(fresh, ready_limit).await
+    }
+
+    async fn remove_template(&self, template: &str) -> Result<TemplateView, AgentError> {
+        self.forget_template(template).await
+    }
+
+    async fn template_from_snapshot(&self, snapshot: &str, name: &str) -> Result<TemplateView, AgentError> {
+        self.flatten(snapshot, name).await
+    }
+
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError> {
         self.ask(id, Request::Stat).await
     }
@@ -322,6 +376,7 @@ fn create_error(error: &CreateError) -> AgentError {
         CreateError::Image(ImageError::Template(TemplateError::Unknown { .. })) => Code::NotFound,
         CreateError::Storage(StorageError::Full { .. }) | CreateError::Network(_) => Code::Exhausted,
         CreateError::Cancelled => Code::Destroyed,
+        CreateError::Snapshot(error) => return captures::snapshot_error(error),
         CreateError::Image(_)
         | CreateError::Instance(_)
         | CreateError::Manifest(_)
@@ -331,6 +386,7 @@ fn create_error(error: &CreateError) -> AgentError {
         | CreateError::Vmm(_)
         | CreateError::Guest { .. }
         | CreateError::Ended { .. }
+        | CreateError::Captured(_)
         | CreateError::Injected(_) => Code::Failed,
     };
     AgentError::of(code, error)

@@ -8,6 +8,7 @@
 //! | pausing, captured | the pause is finished | the pause is finished |
 //! | paused, stopped, needs repair | stays | stays |
 //! | resuming | the resume is undone | the resume is undone |
+//! | rolling back | the rollback is finished: at rest | the rollback is finished: at rest |
 //!
 //! A sandbox that is bound to whoever asked for it is destroyed in any case: that connection is gone.
 //!
@@ -25,7 +26,9 @@ use super::parts::blocking;
 use super::pause::{self, PauseError};
 use super::resume;
 use super::rise::{Risen, disk_place, guest_client, live_layers};
+use super::rollback;
 use super::{Parts, Sandbox, Stopwatch};
+use crate::generation::Number;
 use crate::host_agent::with_causes;
 use crate::manifest::{ManifestError, Progress, State};
 
@@ -43,7 +46,11 @@ struct ForeignError {
 fn foreign(parts: &Parts) -> Option<ForeignError> {
     let (manifest, host) = (&parts.manifest, &parts.host);
     match &manifest.state {
-        State::Running | State::Pausing { .. } | State::Resuming { .. } | State::Booting { .. } => {}
+        State::Running
+        | State::Pausing { .. }
+        | State::Resuming { .. }
+        | State::Booting { .. }
+        | State::RollingBack { .. } => {}
         State::Creating
         | State::Paused { .. }
         | State::Stopped { .. }
@@ -105,6 +112,7 @@ pub(crate) async fn adopt(mut parts: Parts) -> Adopted {
         State::Pausing { progress: Progress::Captured, .. } => finish_pause(parts).await,
         State::Resuming { generation } => undo_resume(parts, State::Paused { generation }).await,
         State::Booting { reason } => undo_resume(parts, State::Stopped { reason }).await,
+        State::RollingBack { generation } => finish_rollback(parts, generation).await,
         State::Paused { .. } | State::Stopped { .. } | State::NeedsRepair { .. } => {
             recall_disk(&mut parts).await;
             Adopted::Rests(Box::new(parts))
@@ -201,6 +209,14 @@ fn recorded_end(parts: &Parts) -> Option<String> {
 async fn finish_pause(mut parts: Parts) -> Adopted {
     recall_disk(&mut parts).await;
     if let Err(error) = pause::finish(&mut parts, &mut Stopwatch::default()).await {
+        parts.needs_repair(&error);
+    }
+    Adopted::Rests(Box::new(parts))
+}
+
+async fn finish_rollback(mut parts: Parts, generation: Number) -> Adopted {
+    recall_disk(&mut parts).await;
+    if let Err(error) = rollback::finish(&mut parts, generation, &mut Stopwatch::default()).await {
         parts.needs_repair(&error);
     }
     Adopted::Rests(Box::new(parts))

@@ -1,6 +1,17 @@
 //! A sandbox's birth: begun (id, folder, lock, manifest), then brought up; the first failure takes all of it down.
+//!
+//! ```text
+//!   a template ─► booted ─► (captured as a warm image) ─► told who it is ─┐
+//!   a snapshot, a fork, a warm image ─► placed as the first generation    ├─► Running
+//!                 ─► restored ─► becomes somebody else ───────────────────┘
+//! ```
+//!
+//! What was captured is restored with all that it knew, so it is told who it is now before anything of its users runs: id, token,
+//! host name, machine id, boot id, fresh entropy and the time.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use wrenn_engine::cgroup::CgroupError;
@@ -11,16 +22,20 @@ use wrenn_engine::storage::StorageError;
 use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::{LaunchError, VmmError};
 
+use super::capture::{Uncaptured, Users, Vm};
+use super::parts::blocking;
+use super::resume::{self, ResumeError};
 use super::rise::{DiskFrom, Rise, Risen, Steps, VmFrom};
 use super::{CheckedShape, HostFacts, Parts, Problems, Sandbox, Stopwatch};
-use crate::envd_client::EnvdError;
+use crate::envd_client::{EnvdError, Identity};
 use crate::faults::{Injected, Step};
-use crate::generation::Number;
+use crate::generation::{Generation, GenerationError, Number};
 use crate::host::Host;
-use crate::host_agent::CreateRequest;
+use crate::host_agent::{CreateRequest, Fresh, OnTimeout, Source, Start, with_causes};
 use crate::instance::{InstanceError, io_error, random_bytes};
 use crate::lock::Lock;
 use crate::manifest::{self, Manifest, ManifestError, State, unix_ms};
+use crate::snapshot::{Key, Record, SnapshotError, Stored};
 
 /// Says that nobody wants the sandbox any more; it is noticed wherever something waits for long.
 pub type Cancel = watch::Receiver<bool>;
@@ -64,6 +79,12 @@ pub enum CreateError {
     /// Its VMM cannot be controlled.
     #[error("cannot control the VM")]
     Vmm(#[from] VmmError),
+    /// What it is to start from.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The captured state it is to start from cannot be used.
+    #[error("cannot start from what was captured")]
+    Captured(#[source] Box<ResumeError>),
     /// Its guest did not become ready; with the end of its console.
     #[error("the guest did not become ready; its console ends with:\n{console}")]
     Guest {
@@ -99,8 +120,17 @@ pub struct Begun {
     pub(crate) parts: Parts,
     template: Template,
     kernel: KernelFiles,
-    request: CreateRequest,
+    origin: Origin,
+    ready_limit: Duration,
     watch: Stopwatch,
+}
+
+/// What a sandbox begins as.
+enum Origin {
+    /// Its template, booted. If this says for what, a warm image is made on the way.
+    Boot { warm: Option<Key> },
+    /// The generation it was given, whose guest takes itself for `guest`.
+    Captured { guest: SandboxId, warm: Option<Key> },
 }
 
 impl Begun {
@@ -120,39 +150,150 @@ pub async fn create(
     finish(begin(host, request, owner)?, cancel).await
 }
 
-/// Checks what is asked for, and begins it. Under the instance's lock: a sweep must not take a folder that is not locked
-/// yet for one that nobody owns.
+/// Checks what is asked for, and begins it.
 pub fn begin(host: &Arc<Host>, request: CreateRequest, owner: Owner) -> Result<Begun, CreateError> {
-    let mut watch = Stopwatch::default();
-    let template = host.images.template(&request.template)?;
-    let kernel = host.images.kernel(request.kernel.as_deref())?;
-    let facts = HostFacts { memory: host.memory, template_disk: Mib::holding(template.size_bytes) };
-    let shape = request.shape.check(facts)?;
+    match &request.source {
+        Source::Template(fresh) => begin_fresh(host, fresh, &request, owner),
+        Source::Snapshot(snapshot) => begin_from(host, &host.snapshots.find(snapshot)?, &request.wishes(), owner),
+    }
+}
 
+/// What can be asked of a new sandbox, whatever it starts from.
+#[derive(Clone, Debug)]
+pub struct Wishes {
+    /// Environment of every process in it, beside what it has from a snapshot.
+    pub env: BTreeMap<String, String>,
+    /// Labels; those of a snapshot if there are none.
+    pub metadata: BTreeMap<String, String>,
+    /// How long it runs until `on_timeout` happens.
+    pub timeout: Option<Duration>,
+    /// What happens then.
+    pub on_timeout: OnTimeout,
+    /// How long the guest may take to become ready.
+    pub ready_limit: Duration,
+    /// Whether it goes with whoever asked for it.
+    pub bound: bool,
+}
+
+impl CreateRequest {
+    fn wishes(&self) -> Wishes {
+        Wishes {
+            env: self.env.clone(),
+            metadata: self.metadata.clone(),
+            timeout: self.timeout,
+            on_timeout: self.on_timeout,
+            ready_limit: self.ready_limit,
+            bound: self.bound,
+        }
+    }
+}
+
+fn begin_fresh(
+    host: &Arc<Host>,
+    fresh: &Fresh,
+    request: &CreateRequest,
+    owner: Owner,
+) -> Result<Begun, CreateError> {
+    let mut watch = Stopwatch::default();
+    let template = host.images.template(&fresh.template)?;
+    let kernel = host.images.kernel(fresh.kernel.as_deref())?;
+    let facts = HostFacts { memory: host.memory, template_disk: Mib::holding(template.size_bytes) };
+    let shape = fresh.shape.check(facts)?;
+    let warm = if fresh.cold { None } else { Some(warm_key(host, &template, &kernel, shape)?) };
+    if let Some((key, stored)) = warm.as_ref().and_then(|key| host.warm.find(key).map(|stored| (key, stored))) {
+        let begun = begin_from(host, &stored, &request.wishes(), owner)?;
+        let Origin::Captured { guest, .. } = begun.origin else { unreachable!("it starts from what was captured") };
+        return Ok(Begun { origin: Origin::Captured { guest, warm: Some(key.clone()) }, ..begun });
+    }
+    let build = |id| first_manifest(host, &request.wishes(), id, (&template, &kernel), shape);
+    let parts = begin_parts(host, owner, build, |_| Ok(()))?;
+    watch.lap("prepare");
+    Ok(Begun { parts, template, kernel, origin: Origin::Boot { warm }, ready_limit: request.ready_limit, watch })
+}
+
+/// What a warm image of such a sandbox fits to.
+pub(crate) fn warm_key(
+    host: &Host,
+    template: &Template,
+    kernel: &KernelFiles,
+    shape: CheckedShape,
+) -> Result<Key, CreateError> {
+    Ok(Key {
+        template: template.id.clone(),
+        kernel: kernel.id.clone(),
+        vcpus: shape.vcpus,
+        memory: shape.memory,
+        disk: shape.disk,
+        vmm: host.vmm.describe().clone(),
+        cpu: host.vmm.cpu()?,
+        storage: host.storage.layer_format(),
+    })
+}
+
+/// Begins one that goes on from what was captured.
+pub fn begin_from(
+    host: &Arc<Host>,
+    stored: &Stored,
+    wishes: &Wishes,
+    owner: Owner,
+) -> Result<Begun, CreateError> {
+    let mut watch = Stopwatch::default();
+    let (record, captured) = (stored.record()?, Generation::read(&stored.generation()).map_err(SnapshotError::from)?);
+    let template = host.images.template(&record.template)?;
+    let kernel = host.images.kernel_set(&captured.kernel)?;
+    let shape = CheckedShape { vcpus: captured.vcpus, memory: captured.memory_mib, disk: record.disk_mib };
+    let build = |id| manifest_from(host, wishes, id, (&template, &kernel), shape, (&record, &captured));
+    let place = |parts: &Parts| {
+        stored.place(&parts.manifest.id, &parts.places.dir, Number::FIRST).map_err(|error| gone(stored, error))
+    };
+    let parts = begin_parts(host, owner, build, place)?;
+    watch.lap("prepare");
+    let origin = Origin::Captured { guest: record.sandbox, warm: None };
+    Ok(Begun { parts, template, kernel, origin, ready_limit: wishes.ready_limit, watch })
+}
+
+/// A snapshot that is removed while it is placed was not there.
+fn gone(stored: &Stored, error: SnapshotError) -> CreateError {
+    match error {
+        SnapshotError::Generation(GenerationError::Missing { .. }) if !stored.path().exists() => {
+            let name = stored.path().file_name().unwrap_or_default();
+            SnapshotError::Unknown(name.to_string_lossy().into_owned()).into()
+        }
+        other => other.into(),
+    }
+}
+
+/// Folder, lock, what `place` puts there, manifest. Under the instance's lock: a sweep must not take a folder that is not
+/// locked yet for one that nobody owns.
+fn begin_parts(
+    host: &Arc<Host>,
+    owner: Owner,
+    build: impl FnOnce(SandboxId) -> Manifest,
+    place: impl FnOnce(&Parts) -> Result<(), CreateError>,
+) -> Result<Parts, CreateError> {
     let id = SandboxId::from_random(random_bytes());
     let places = host.instance.places(&id);
-    let _no_sweep = host.instance.lock()?;
-    places.make(owner == Owner::Instance)?;
-    let lock_path = places.lock();
-    let lock = Lock::try_acquire(&lock_path)
-        .map_err(io_error("lock", &lock_path))?
-        .ok_or(InstanceError::Locked { path: lock_path })?;
-    let manifest = first_manifest(host, &request, id, &template, &kernel, shape);
-    let mut parts = Parts::new(Arc::clone(host), places, manifest, lock);
-    if let Err(error) = parts.write() {
+    let (mut parts, _no_sweep) = {
+        let no_sweep = host.instance.lock()?;
+        places.make(owner == Owner::Instance)?;
+        let lock_path = places.lock();
+        let lock = Lock::try_acquire(&lock_path)
+            .map_err(io_error("lock", &lock_path))?
+            .ok_or(InstanceError::Locked { path: lock_path })?;
+        (Parts::new(Arc::clone(host), places, build(id), lock), no_sweep)
+    };
+    if let Err(error) = parts.write().map_err(CreateError::from).and_then(|()| place(&parts)) {
         Parts::remove_folders(&parts.places);
-        return Err(error.into());
+        return Err(error);
     }
-    watch.lap("prepare");
-    Ok(Begun { parts, template, kernel, request, watch })
+    Ok(parts)
 }
 
 fn first_manifest(
     host: &Host,
-    request: &CreateRequest,
+    wishes: &Wishes,
     id: SandboxId,
-    template: &Template,
-    kernel: &KernelFiles,
+    (template, kernel): (&Template, &KernelFiles),
     shape: CheckedShape,
 ) -> Manifest {
     Manifest {
@@ -162,9 +303,9 @@ fn first_manifest(
         state: State::Creating,
         created_unix_ms: unix_ms(),
         deadline_unix_ms: None,
-        timeout_ms: request.timeout.map(|timeout| timeout.as_millis() as u64),
-        on_timeout: request.on_timeout,
-        bound: request.bound,
+        timeout_ms: wishes.timeout.map(|timeout| timeout.as_millis() as u64),
+        on_timeout: wishes.on_timeout,
+        bound: wishes.bound,
         template: template.id.clone(),
         kernel: kernel.id.clone(),
         vcpus: shape.vcpus,
@@ -172,8 +313,9 @@ fn first_manifest(
         disk_mib: shape.disk,
         vmm: host.vmm.describe().clone(),
         storage: host.storage.backend(),
-        env: request.env.clone(),
-        metadata: request.metadata.clone(),
+        start: Start::Cold,
+        env: wishes.env.clone(),
+        metadata: wishes.metadata.clone(),
         slot: None,
         disk: None,
         memory_base: None,
@@ -183,10 +325,41 @@ fn first_manifest(
     }
 }
 
+fn manifest_from(
+    host: &Host,
+    wishes: &Wishes,
+    id: SandboxId,
+    images: (&Template, &KernelFiles),
+    shape: CheckedShape,
+    (record, captured): (&Record, &Generation),
+) -> Manifest {
+    let first = first_manifest(host, wishes, id, images, shape);
+    let env = record.env.clone().into_iter().chain(first.env).collect();
+    let metadata = if first.metadata.is_empty() { record.metadata.clone() } else { first.metadata };
+    Manifest {
+        env,
+        metadata,
+        start: if captured.memory.is_some() { Start::Warm } else { Start::Cold },
+        newest_generation: Number::FIRST,
+        nonces_below: record.nonces_below,
+        ..first
+    }
+}
+
 /// Brings up what was begun. On any failure, and when `cancel` turns true, nothing is left.
 pub async fn finish(begun: Begun, cancel: Cancel) -> Result<Sandbox, CreateError> {
-    let Begun { mut parts, template, kernel, request, mut watch } = begun;
-    match bring_up(&mut parts, &template, &kernel, &request, &mut watch, cancel).await {
+    let Begun { mut parts, template, kernel, origin, ready_limit, mut watch } = begun;
+    let host = Arc::clone(&parts.host);
+    let steps = Steps {
+        networked: Step::CreateNetworked,
+        disked: Step::CreateDisked,
+        launched: Step::CreateLaunched,
+        loaded: Step::CreateLoaded,
+        thawed: Step::CreateThawed,
+        ready: Step::CreateReady,
+    };
+    let rise = Rise { host: &host, template: &template, kernel: &kernel, ready_limit, steps };
+    match bring_up(&mut parts, &rise, origin, &mut watch, cancel).await {
         Ok(risen) => Ok(Sandbox::new(parts, risen, watch)),
         Err(error) => {
             // What cannot be taken down was logged, and the next start goes on.
@@ -198,28 +371,158 @@ pub async fn finish(begun: Begun, cancel: Cancel) -> Result<Sandbox, CreateError
 
 async fn bring_up(
     parts: &mut Parts,
-    template: &Template,
-    kernel: &KernelFiles,
-    request: &CreateRequest,
+    rise: &Rise<'_>,
+    origin: Origin,
     watch: &mut Stopwatch,
     cancel: Cancel,
 ) -> Result<Risen, CreateError> {
     parts.reached(Step::CreateBegun)?;
-    let host = Arc::clone(&parts.host);
-    let steps = Steps {
-        networked: Step::CreateNetworked,
-        disked: Step::CreateDisked,
-        launched: Step::CreateLaunched,
-        ready: Step::CreateReady,
+    let (risen, users) = match origin {
+        Origin::Boot { warm } => (boot(parts, rise, warm, watch, cancel).await?, Users::None),
+        Origin::Captured { guest, warm } => match usable(parts, warm.as_ref()).await? {
+            Some((disk, vm)) => {
+                let users = if warm.is_some() { Users::None } else { Users::Any };
+                (go_on(parts, rise, &guest, (disk, vm), watch, cancel).await?, users)
+            }
+            None => (boot(parts, rise, warm, watch, cancel).await?, Users::None),
+        },
     };
-    let rise = Rise { host: &host, template, kernel, ready_limit: request.ready_limit, steps };
-    let mut risen = rise.run(parts, DiskFrom::Template, VmFrom::Boot, watch, cancel).await?;
-    rise.init(parts, &mut risen).await?;
     parts.reached(Step::CreateInited)?;
     parts.start_clock();
     parts.keep_nonces(&risen.envd);
     parts.note(State::Running)?;
     parts.reached(Step::CreateDone)?;
     watch.lap("init");
+    if users == Users::Any {
+        resume::thaw_users(parts, &risen.envd).await.map_err(captured)?;
+        watch.lap("thaw users");
+    }
     Ok(risen)
+}
+
+/// What the VM goes on from, if it can be used. A warm image that cannot is removed, and the sandbox boots cold.
+async fn usable(parts: &mut Parts, warm: Option<&Key>) -> Result<Option<(DiskFrom, VmFrom)>, CreateError> {
+    let host = Arc::clone(&parts.host);
+    match (resume::check_generation(&host, parts, Number::FIRST).await, warm) {
+        (Ok(back), _) => Ok(Some(back.split())),
+        (Err(error), None) => Err(captured(error)),
+        (Err(error), Some(key)) => {
+            let reason = with_causes(&error);
+            tracing::warn!(sandbox = %parts.manifest.id, reason, "a warm image cannot be used; it is made anew");
+            host.warm.remove(key);
+            parts.manifest.start = Start::Cold;
+            parts.manifest.newest_generation = Number::NONE;
+            parts.collect_garbage();
+            Ok(None)
+        }
+    }
+}
+
+fn captured(error: ResumeError) -> CreateError {
+    match error {
+        // It is not about what was captured.
+        ResumeError::Rise(error) => error,
+        other => CreateError::Captured(Box::new(other)),
+    }
+}
+
+async fn boot(
+    parts: &mut Parts,
+    rise: &Rise<'_>,
+    warm: Option<Key>,
+    watch: &mut Stopwatch,
+    cancel: Cancel,
+) -> Result<Risen, CreateError> {
+    let mut risen = rise.run(parts, DiskFrom::Template, VmFrom::Boot, watch, cancel).await?;
+    if let Some(key) = warm {
+        keep_warm(parts, &mut risen, &key, watch).await?;
+    }
+    rise.init(parts, &mut risen).await?;
+    Ok(risen)
+}
+
+/// Keeps a VM whose guest has just become ready for all later sandboxes of its kind. That it cannot be kept is no reason not to
+/// go on with it.
+async fn keep_warm(parts: &mut Parts, risen: &mut Risen, key: &Key, watch: &mut Stopwatch) -> Result<(), CreateError> {
+    let host = Arc::clone(&parts.host);
+    let making = match host.warm.make(key) {
+        Ok(Some(making)) => making,
+        // Somebody else makes the same one.
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            warn_not_kept(parts, &error);
+            return Ok(());
+        }
+    };
+    let mut vm = Vm { parts, machine: &mut *risen.machine, envd: &risen.envd, users: Users::None };
+    let subject = match vm.capture(making.stored(), &mut Stopwatch::default()).await {
+        Ok(subject) => subject,
+        Err(Uncaptured::Stuck(error)) => return Err(captured(ResumeError::Settle(error))),
+        Err(Uncaptured::GoesOn(error)) => {
+            warn_not_kept(parts, &error);
+            return Ok(());
+        }
+    };
+    watch.lap("keep warm");
+    if let Err(error) = blocking(move || host.warm.finish(making, subject)).await {
+        warn_not_kept(parts, &error);
+    }
+    Ok(())
+}
+
+fn warn_not_kept(parts: &Parts, error: &(dyn std::error::Error + 'static)) {
+    let reason = with_causes(error);
+    tracing::warn!(sandbox = %parts.manifest.id, reason, "no warm image is kept; the next sandbox boots cold as well");
+}
+
+async fn go_on(
+    parts: &mut Parts,
+    rise: &Rise<'_>,
+    guest: &SandboxId,
+    (disk, vm): (DiskFrom, VmFrom),
+    watch: &mut Stopwatch,
+    cancel: Cancel,
+) -> Result<Risen, CreateError> {
+    let has_memory = matches!(vm, VmFrom::Generation(..));
+    let mut risen = rise.run(parts, disk, vm, watch, cancel).await?;
+    // One that was booted from a disk that others have too takes itself for this sandbox already, but for what is on that disk.
+    let guest = if has_memory { guest.clone() } else { parts.manifest.id.clone() };
+    if !has_memory {
+        rise.init(parts, &mut risen).await?;
+    }
+    let identity = identity(parts);
+    resume::confirm(parts, &guest, &risen.envd, Some(identity), watch).await.map_err(captured)?;
+    Ok(risen)
+}
+
+/// Who the guest is to be.
+fn identity(parts: &Parts) -> Identity {
+    let manifest = &parts.manifest;
+    Identity {
+        id: manifest.id.clone(),
+        access_token: manifest.access_token.clone(),
+        env_vars: super::rise::guest_env(manifest),
+        hostname: manifest.id.to_string(),
+        machine_id: hex::encode(random_bytes::<16>()),
+        boot_id: uuid(random_bytes()),
+    }
+}
+
+/// Random bytes in the form of a random UUID (version 4), as the kernel makes its boot ids.
+fn uuid(mut bytes: [u8; 16]) -> String {
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let digits = hex::encode(bytes);
+    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_id_has_the_form_of_the_kernels() {
+        assert_eq!(uuid([0xff; 16]), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+        assert_eq!(uuid([0; 16]), "00000000-0000-4000-8000-000000000000");
+    }
 }

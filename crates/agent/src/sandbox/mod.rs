@@ -4,6 +4,7 @@
 //!   CreateRequest ─► begun ─► networked ─► disked ─► launched ─► ready ─► Sandbox ──pause──► Parts (a generation)
 //!                                                                            ▲                   │
 //!                                                                            └──────resume───────┘
+//!   Sandbox ──capture──► Stored (a snapshot), and goes on          Stored ──► another sandbox, or this one again (rollback)
 //! ```
 //!
 //! [`Parts`] is what exists of a sandbox on the host at any moment; [`Sandbox`] is one whose VM runs and is under control.
@@ -13,6 +14,7 @@
 //! meanwhile, is [`crate::manager`]'s.
 
 pub(crate) mod adopt;
+pub(crate) mod capture;
 mod create;
 mod parts;
 pub(crate) mod pause;
@@ -20,6 +22,7 @@ mod pulse;
 mod request;
 pub(crate) mod resume;
 mod rise;
+pub(crate) mod rollback;
 mod room;
 
 use std::borrow::Cow;
@@ -36,9 +39,12 @@ use self::pulse::Pulse;
 use self::room::{News, Room};
 use crate::envd_client::EnvdClient;
 
-pub use create::{Begun, Cancel, CreateError, Owner, begin, create, finish};
+pub(crate) use create::warm_key;
+pub use create::{Begun, Cancel, CreateError, Owner, Wishes, begin, begin_from, create, finish};
+pub(crate) use parts::blocking;
 pub use parts::{Parts, TakeDownError};
 pub use pause::PauseError;
+pub(crate) use pause::seal_disk;
 pub use request::{CheckedShape, HostFacts, Problem, Problems, Shape};
 pub use resume::ResumeError;
 

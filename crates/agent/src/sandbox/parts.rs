@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use wrenn_engine::cgroup::{Cgroup, CgroupError, OutOfMemory};
+use wrenn_engine::names::LayerId;
 use wrenn_engine::network::{Lease, NetworkError};
 use wrenn_engine::storage::{self, Backend, Disk, StorageError};
 use wrenn_engine::vmm::Shim;
@@ -14,10 +15,11 @@ use wrenn_sys::process;
 use super::Stopwatch;
 use crate::envd_client::EnvdClient;
 use crate::faults::{Injected, Step};
-use crate::generation::{Generation, Generations, Number};
+use crate::generation::{Allocated, Generation, Generations, Number};
 use crate::host::Host;
 use crate::host_agent::{Stat, Timeout, with_causes};
 use crate::instance::{InstanceError, Places};
+use crate::layers::Layers;
 use crate::lock::Lock;
 use crate::manifest::{Manifest, ManifestError, MemoryBase, State, unix_ms};
 use crate::reconcile;
@@ -77,6 +79,10 @@ impl Parts {
 
     pub(super) fn generations(&self) -> Generations {
         Generations::of(&self.places.dir)
+    }
+
+    pub(super) fn layers(&self) -> Layers {
+        Layers::of(&self.places.dir)
     }
 
     /// `step` was just done.
@@ -213,7 +219,7 @@ impl Parts {
     }
 
     /// Where a state is noted that follows from what there is: a crash before it is durable makes the next agent find the same.
-    fn note_or_warn(&mut self, state: State) {
+    pub(super) fn note_or_warn(&mut self, state: State) {
         if let Err(error) = self.note(state) {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(sandbox = %self.manifest.id, error, "cannot note the state of a sandbox");
@@ -246,13 +252,14 @@ impl Parts {
         // A template that is gone takes nothing.
         let template = self.host.images.template(&self.manifest.template).ok();
         let shared = template.map_or(Ok(0), |template| storage::allocated_bytes(&template.rootfs))?;
-        let kept = self.generations().allocated();
+        let Allocated { disk, memory } = self.generations().allocated();
+        let kept = disk.plus(memory).plus(self.layers().allocated());
         Ok(Stat {
             memory_bytes: usage.map(|usage| usage.resident_bytes),
             cpu_ms: usage.map(|usage| usage.cpu.as_millis() as u64),
-            disk_own_bytes: live_bytes + kept.disk_bytes + kept.memory_bytes,
-            disk_shared_bytes: shared,
-            memory_file_bytes: kept.memory_bytes,
+            disk_own_bytes: live_bytes + kept.own_bytes,
+            disk_shared_bytes: shared + kept.shared_bytes,
+            memory_file_bytes: memory.own_bytes,
             vmm_pid,
         })
     }
@@ -268,14 +275,16 @@ impl Parts {
         self.manifest.nonces_below = self.manifest.nonces_below.max(ceiling).saturating_add(NONCES_AHEAD);
     }
 
-    /// Removes what the sandbox needs no more of its generations.
+    /// Removes what the sandbox needs no more of its generations and layers.
     pub(crate) fn collect_garbage(&self) {
         let generations = self.generations();
-        generations.keep_only(&needed(&self.manifest, &generations));
-        // The disk of the generation whose memory is in use was copied.
-        if let (State::Running, Some(MemoryBase::Generation(number))) =
-            (&self.manifest.state, self.manifest.memory_base)
-            && !self.manifest.disk.as_ref().is_some_and(|disk| disk.beneath.contains(&number))
+        let needed = Needed::of(&self.manifest, &generations);
+        generations.keep_only(&needed.generations);
+        if let Some(layers) = &needed.layers {
+            self.layers().keep_only(layers);
+        }
+        // The disk of the generation whose memory is in use was copied, or is a layer by now.
+        if let (State::Running, Some(MemoryBase::Generation(number))) = (&self.manifest.state, self.manifest.memory_base)
         {
             generations.folder(number).remove_disk();
         }
@@ -329,24 +338,41 @@ impl Parts {
     }
 }
 
-/// The generations that a sandbox rests as, runs on, or will go on from.
-fn needed(manifest: &Manifest, generations: &Generations) -> BTreeSet<Number> {
-    let mut needed: BTreeSet<Number> = manifest.disk.iter().flat_map(|disk| disk.beneath.iter().copied()).collect();
-    if let Some(MemoryBase::Generation(number)) = manifest.memory_base {
-        needed.insert(number);
+/// What a sandbox rests as, runs on, or will go on from.
+struct Needed {
+    generations: BTreeSet<Number>,
+    /// `None` where it is not known: then all of them.
+    layers: Option<BTreeSet<LayerId>>,
+}
+
+impl Needed {
+    fn of(manifest: &Manifest, generations: &Generations) -> Self {
+        let running = match manifest.memory_base {
+            Some(MemoryBase::Generation(number)) => Some(number),
+            Some(MemoryBase::Zero) | None => None,
+        };
+        let layers = manifest.disk.iter().flat_map(|disk| disk.beneath.iter().cloned()).collect();
+        let mut needed = Self { generations: running.into_iter().collect(), layers: Some(layers) };
+        if let Some(number) = manifest.state.generation() {
+            needed.generation(number, generations);
+        }
+        needed
     }
-    if let Some(number) = manifest.state.generation() {
-        needed.insert(number);
-        // One that cannot be read may build on any.
+
+    fn generation(&mut self, number: Number, generations: &Generations) {
+        self.generations.insert(number);
         match Generation::read(&generations.folder(number)) {
             Ok(generation) => {
-                needed.extend(generation.disk.beneath.iter().copied());
-                needed.extend(generation.memory.and_then(|memory| memory.builds_on));
+                self.layers.iter_mut().for_each(|layers| layers.extend(generation.disk.beneath.iter().cloned()));
+                self.generations.extend(generation.memory.and_then(|memory| memory.builds_on));
             }
-            Err(_) => needed.extend(generations.numbers()),
+            // One that cannot be read may build on any.
+            Err(_) => {
+                self.generations.extend(generations.numbers());
+                self.layers = None;
+            }
         }
     }
-    needed
 }
 
 pub(crate) fn remove_folder(folder: &Path) -> std::io::Result<()> {

@@ -14,7 +14,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use wrenn_engine::memory::{self, Base, CaptureError, Checksums, MemoryError, PAGE_BYTES, Patch};
+use wrenn_engine::memory::{self, Base, CaptureError, Checksums, Files, MemoryError, PAGE_BYTES, Patch};
 use wrenn_engine::storage::StorageError;
 use wrenn_engine::vmm::{Captured, GuestCpu, Machine, Then, VmmError};
 
@@ -29,6 +29,7 @@ use crate::host::zero_memory;
 use crate::host_agent::{PauseOptions, with_causes};
 use crate::instance::{InstanceError, Places, io_error};
 use crate::manifest::{ManifestError, MemoryBase, Progress, State, unix_ms};
+use crate::snapshot::SnapshotError;
 
 /// Why a sandbox was not put to rest.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +49,9 @@ pub enum PauseError {
     /// The generation's files.
     #[error(transparent)]
     Generation(#[from] GenerationError),
+    /// A snapshot's files.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The disk.
     #[error("cannot keep the disk")]
     Storage(#[from] StorageError),
@@ -126,7 +130,7 @@ async fn capture(sandbox: &mut Sandbox, options: PauseOptions, watch: &mut Stopw
     watch.lap("freeze cpus");
     let kept = match options.disk_only {
         true => Kept::Disk,
-        false => capture_memory(sandbox, &folder, watch).await?,
+        false => capture_memory(&sandbox.parts, &mut *sandbox.machine, &folder, Then::Ends, watch).await?,
     };
     sandbox.parts.reached(Step::PauseCaptured)?;
     make_durable(&sandbox.parts, number, &folder, kept).await?;
@@ -139,7 +143,7 @@ async fn capture(sandbox: &mut Sandbox, options: PauseOptions, watch: &mut Stopw
 }
 
 /// What was captured, not durable yet.
-enum Kept {
+pub(super) enum Kept {
     /// Only the disk is to be kept.
     Disk,
     /// The memory is whole by itself.
@@ -148,11 +152,17 @@ enum Kept {
     Changes { cpu: GuestCpu, patch: Patch, builds_on: Number },
 }
 
-async fn capture_memory(sandbox: &mut Sandbox, folder: &Folder, watch: &mut Stopwatch) -> Result<Kept, PauseError> {
-    let parts = &sandbox.parts;
+/// Takes state and memory of a VM whose CPUs stand still.
+pub(super) async fn capture_memory(
+    parts: &Parts,
+    machine: &mut dyn Machine,
+    folder: &Folder,
+    then: Then,
+    watch: &mut Stopwatch,
+) -> Result<Kept, PauseError> {
     let cpu = parts.host.vmm.cpu()?;
     let (base, builds_on) = open_base(parts)?;
-    let captured = sandbox.machine.capture(&folder.memory(), Then::Ends).await?;
+    let captured = machine.capture(&folder.memory(), then).await?;
     watch.lap("devices");
     let pid = parts.shim.as_ref().and_then(|shim| shim.vmm_pid().ok()).ok_or(PauseError::NoPid)?;
     let pid = pid.ok_or(PauseError::VmGone)?;
@@ -206,7 +216,8 @@ async fn make_durable(parts: &Parts, number: Number, folder: &Folder, kept: Kept
     .await
 }
 
-fn keep_memory(folder: &Folder, kept: Kept) -> Result<Option<generation::Memory>, PauseError> {
+/// What was captured becomes durable, and is described.
+pub(super) fn keep_memory(folder: &Folder, kept: Kept) -> Result<Option<generation::Memory>, PauseError> {
     let files = folder.memory_files();
     let (cpu, builds_on) = match kept {
         Kept::Disk => return Ok(None),
@@ -224,12 +235,13 @@ fn keep_memory(folder: &Folder, kept: Kept) -> Result<Option<generation::Memory>
     Ok(Some(generation::Memory { builds_on, devices_bytes, devices_sha256, cpu }))
 }
 
-fn sync_file(path: &Path) -> Result<(), PauseError> {
+pub(super) fn sync_file(path: &Path) -> Result<(), PauseError> {
     fs::File::open(path).and_then(|file| file.sync_all()).map_err(io_error("sync", path))?;
     Ok(())
 }
 
-fn describe(parts: &Parts, number: Number) -> Generation {
+/// The generation that the VM becomes, but for its memory.
+pub(super) fn describe(parts: &Parts, number: Number) -> Generation {
     let manifest = &parts.manifest;
     let disk = manifest.disk.clone().expect("a VM that runs has a disk");
     Generation {
@@ -257,6 +269,11 @@ async fn undo(mut sandbox: Sandbox) -> Unpaused {
     };
     let reason = with_causes(&error);
     tracing::warn!(sandbox = %sandbox.parts.manifest.id, reason, "a sandbox that could not be paused cannot go on");
+    give_up(sandbox).await
+}
+
+/// What there is of one that stands still and cannot go on.
+pub(crate) async fn give_up(mut sandbox: Sandbox) -> Unpaused {
     let ended = sandbox.vm_has_ended().await;
     let parts = Box::new(sandbox.into_parts());
     if ended { Unpaused::VmGone(parts) } else { Unpaused::Stuck(parts) }
@@ -314,12 +331,20 @@ pub(super) async fn finish(parts: &mut Parts, watch: &mut Stopwatch) -> Result<(
     Ok(())
 }
 
-/// The live file becomes the generation's disk, with checksums, for us alone.
+/// The live file becomes the generation's disk.
 fn move_disk(places: &Places, folder: &Folder) -> Result<(), PauseError> {
     let (live, kept) = (places.disk(), folder.disk());
     if !kept.exists() {
         fs::rename(&live, &kept).map_err(io_error("move", &live))?;
     }
+    seal_disk(folder)?;
+    durable::sync_folder(&places.dir).map_err(io_error("sync", &places.dir))?;
+    Ok(())
+}
+
+/// The disk that is in `folder` gets its checksums, durably, and is for us alone.
+pub(crate) fn seal_disk(folder: &Folder) -> Result<(), PauseError> {
+    let kept = folder.disk();
     let file = fs::File::options().read(true).write(true).open(&kept).map_err(io_error("open", &kept))?;
     // Checksums are of whole pages; what follows the end of a disk's file means nothing.
     let length = file.metadata().map_err(io_error("look at", &kept))?.len();
@@ -327,7 +352,6 @@ fn move_disk(places: &Places, folder: &Folder) -> Result<(), PauseError> {
     std::os::unix::fs::fchown(&file, Some(0), Some(0)).map_err(io_error("take over", &kept))?;
     Checksums::of(&file, &kept)?.write(&folder.disk_sums())?;
     file.sync_all().map_err(io_error("sync", &kept))?;
-    durable::sync_folder(&places.dir).map_err(io_error("sync", &places.dir))?;
     Ok(())
 }
 
@@ -351,11 +375,19 @@ pub(crate) async fn settle_memory(parts: &mut Parts) -> Result<Duration, PauseEr
             }
         }
         durable::sync_folder(&folder.memory()).map_err(io_error("sync", &folder.memory()))?;
-        memory::fold(&to)?;
+        fold(&to)?;
         description.write(&folder)?;
         Ok(())
     })
     .await?;
     parts.reached(Step::PauseFolded)?;
     Ok(begun.elapsed())
+}
+
+/// In place where the base has no other name: others, snapshots and forks, may stand on it.
+fn fold(files: &Files) -> Result<(), MemoryError> {
+    match memory::fold(files) {
+        Err(MemoryError::Shared { .. }) => memory::fold_copy(files).map(drop),
+        other => other.map(drop),
+    }
 }

@@ -10,14 +10,14 @@
 //! VMM, CPU or kernel, and what is damaged, is refused before anything starts. Users' processes do not run before the guest
 //! has confirmed that its clock is right and its random generator is fed: no confirmation, no resume.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use wrenn_engine::image::{ImageError, KernelFiles, Template};
 use wrenn_engine::memory::{Base, Checksums, MemoryError};
-use wrenn_engine::storage::{Layer, StorageError};
+use wrenn_engine::names::SandboxId;
+use wrenn_engine::storage::StorageError;
 use wrenn_engine::vmm::VmmError;
 
 use super::create::{Cancel, CreateError};
@@ -25,12 +25,13 @@ use super::parts::{TakeDownError, blocking};
 use super::pause::{PauseError, settle_memory};
 use super::rise::{DiskFrom, Rise, Risen, Steps, VmFrom, host_key};
 use super::{Parts, Sandbox, Stopwatch};
-use crate::envd_client::{EnvdClient, EnvdError, Resumed};
+use crate::envd_client::{EnvdClient, EnvdError, HostKey, Identity, Resumed};
 use crate::faults::{Injected, Step};
 use crate::generation::{Folder, Generation, GenerationError, Number, Offer};
 use crate::host::Host;
-use crate::host_agent::ResumeOptions;
+use crate::host_agent::{ResumeOptions, Start};
 use crate::instance::random_bytes;
+use crate::layers::{Layers, VerifyError};
 use crate::manifest::{LiveDisk, ManifestError, State};
 
 /// How far a guest's clock may be off when its users go on.
@@ -50,9 +51,12 @@ pub enum ResumeError {
     /// Its memory cannot be brought into one file.
     #[error("the captured memory cannot be prepared")]
     Settle(#[source] PauseError),
-    /// Its disk is damaged, or cannot be read.
+    /// Its disk cannot be read.
     #[error("the disk cannot be used")]
     Disk(#[from] StorageError),
+    /// Its disk, or a layer beneath it, is damaged.
+    #[error("the disk cannot be used")]
+    Layer(#[from] VerifyError),
     /// Its template or kernel is gone.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -123,6 +127,8 @@ async fn bring_back(
         networked: Step::ResumeNetworked,
         disked: Step::ResumeDisked,
         launched: Step::ResumeLaunched,
+        loaded: Step::ResumeLoaded,
+        thawed: Step::ResumeThawed,
         ready: Step::ResumeReady,
     };
     let rise = Rise {
@@ -138,9 +144,10 @@ async fn bring_back(
         // What boots runs under whatever is here now.
         parts.manifest.vmm = host.vmm.describe().clone();
     }
+    parts.manifest.start = if goes_on { Start::Warm } else { Start::Cold };
     let mut risen = rise.run(parts, disk, vm, watch, cancel).await?;
     match goes_on {
-        true => confirm(parts, &risen.envd, watch).await?,
+        true => confirm(parts, &parts.manifest.id, &risen.envd, None, watch).await?,
         false => rise.init(parts, &mut risen).await?,
     }
     parts.reached(Step::ResumeConfirmed)?;
@@ -154,11 +161,16 @@ async fn bring_back(
     watch.lap("note");
     // Last of all: what users do from here on is never undone. An agent that takes over lets them go on as well.
     if goes_on {
-        let thawed = risen.envd.thaw(host_key(parts)).await;
-        thawed.map_err(|source| ResumeError::Unconfirmed { what: "users", source })?;
+        thaw_users(parts, &risen.envd).await?;
         watch.lap("thaw users");
     }
     Ok(risen)
+}
+
+/// Lets the users of a guest that was restored go on.
+pub(super) async fn thaw_users(parts: &Parts, envd: &EnvdClient) -> Result<(), ResumeError> {
+    let thawed = envd.thaw(host_key(parts)).await;
+    thawed.map_err(|source| ResumeError::Unconfirmed { what: "users", source })
 }
 
 /// What a sandbox comes back from.
@@ -168,19 +180,19 @@ struct Source {
     vm: Back,
 }
 
-enum Back {
+pub(super) enum Back {
     /// A generation: its disk, and its memory if it has one.
-    Generation { number: Number, folder: Folder, memory: bool, top: Layer, beneath: Vec<Number> },
+    Generation { number: Number, folder: Folder, memory: bool, disk: DiskFrom },
     /// The disk that a VM which ended by itself has left.
     LiveDisk { reason: String, record: LiveDisk },
 }
 
 impl Back {
-    fn split(self) -> (DiskFrom, VmFrom) {
+    pub(super) fn split(self) -> (DiskFrom, VmFrom) {
         match self {
-            Self::Generation { number, folder, memory, top, beneath } => {
+            Self::Generation { number, folder, memory, disk } => {
                 let vm = if memory { VmFrom::Generation(number, folder) } else { VmFrom::Boot };
-                (DiskFrom::Generation { top, beneath }, vm)
+                (disk, vm)
             }
             Self::LiveDisk { record, .. } => (DiskFrom::LiveFile(record), VmFrom::Boot),
         }
@@ -212,24 +224,30 @@ impl Source {
     }
 }
 
-async fn check_generation(host: &Arc<Host>, parts: &Parts, number: Number) -> Result<Back, ResumeError> {
+/// A generation that runs on this host, and all of which is as it was written.
+pub(super) async fn check_generation(
+    host: &Arc<Host>,
+    parts: &Parts,
+    number: Number,
+) -> Result<Back, ResumeError> {
     let generations = parts.generations();
     let folder = generations.folder(number);
     let description = Generation::read(&folder)?;
     let cpu = host.vmm.cpu()?;
     description.check_fits(Offer { vmm: host.vmm.describe(), cpu: &cpu, storage: host.storage.layer_format() })?;
-    let (memory, disk) = (description.memory.is_some(), description.disk.clone());
-    let top = folder.layer(&disk);
+    let (memory, disk) = (description.memory.is_some(), DiskFrom::generation(folder.clone(), &description.disk)?);
+    let layers = Layers::of(&parts.places.dir);
     let (host, checked) = (Arc::clone(host), folder.clone());
     blocking(move || -> Result<(), ResumeError> {
         if memory {
             description.check_devices(&checked)?;
             check_memory(&host, &checked)?;
         }
-        check_disk(&checked)
+        checked.verify_disk()?;
+        description.disk.beneath.iter().try_for_each(|id| Ok(layers.verify(id)?))
     })
     .await?;
-    Ok(Back::Generation { number, folder, memory, top, beneath: disk.beneath })
+    Ok(Back::Generation { number, folder, memory, disk })
 }
 
 fn check_memory(host: &Host, folder: &Folder) -> Result<(), ResumeError> {
@@ -240,25 +258,24 @@ fn check_memory(host: &Host, folder: &Folder) -> Result<(), ResumeError> {
     Ok(())
 }
 
-fn check_disk(folder: &Folder) -> Result<(), ResumeError> {
-    let (path, sums) = (folder.disk(), read_sums(&folder.disk_sums())?);
-    let file = File::open(&path).map_err(|source| GenerationError::io("open", &path)(source))?;
-    wrenn_engine::memory::verify(&file, &path, &sums)?;
-    Ok(())
-}
-
 fn read_sums(path: &Path) -> Result<Checksums, ResumeError> {
     Ok(Checksums::read(path)?.ok_or_else(|| GenerationError::Missing { path: path.to_owned() })?)
 }
 
-/// What must be so before users' processes run again: the clock, fresh entropy, the hooks.
-async fn confirm(parts: &Parts, envd: &EnvdClient, watch: &mut Stopwatch) -> Result<(), ResumeError> {
-    let unconfirmed = |what| move |source| ResumeError::Unconfirmed { what, source };
-    envd.set_clock(host_key(parts), CLOCK_WITHIN, CLOCK_LIMIT).await.map_err(unconfirmed("clock"))?;
-    watch.lap("clock");
-    let resumed = Resumed { entropy: random_bytes(), hostname: None, machine_id: None };
-    envd.resumed(host_key(parts), &resumed).await.map_err(unconfirmed("entropy and hooks"))?;
-    watch.lap("entropy");
+/// What must be so before users' processes run again: the clock, fresh entropy, who it is, the hooks. `guest` is who the guest
+/// takes itself for, and `identity` who it is to be if it is to be somebody else.
+pub(super) async fn confirm(
+    parts: &Parts,
+    guest: &SandboxId,
+    envd: &EnvdClient,
+    identity: Option<Identity>,
+    watch: &mut Stopwatch,
+) -> Result<(), ResumeError> {
+    let host = HostKey { id: guest, ..host_key(parts) };
+    let resumed = Resumed { entropy: random_bytes(), identity };
+    let confirmed = envd.come_back(host, &resumed, CLOCK_WITHIN, CLOCK_LIMIT).await;
+    confirmed.map_err(|source| ResumeError::Unconfirmed { what: "clock, entropy and hooks", source })?;
+    watch.lap("confirm");
     Ok(())
 }
 

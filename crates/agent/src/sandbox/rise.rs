@@ -6,6 +6,7 @@
 //!
 //! Each step leaves what it made in [`Parts`]; whoever calls takes it down when a later one fails.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -16,10 +17,11 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 use wrenn_engine::cgroup::{Cgroup, Limits};
 use wrenn_engine::image::{KernelFiles, Template};
-use wrenn_engine::names::{DiskName, SandboxId};
+use wrenn_engine::limits;
+use wrenn_engine::names::{DiskName, LayerId, SandboxId};
 use wrenn_engine::network::addresses::TAP;
 use wrenn_engine::network::{Connector, GUEST_MAC};
-use wrenn_engine::storage::{Disk, Layer, LayerFormat, Place};
+use wrenn_engine::storage::{self, Disk, Layer, LayerFormat, Place, StorageError};
 use wrenn_engine::vmm::seccomp::{self, Confinement};
 use wrenn_engine::vmm::{
     Accel, Boot, DiskFile, HostFile, LaunchCgroups, LaunchSpec, Machine, Plan, Start, Tap, VmEnd, VmSpec, launch,
@@ -30,11 +32,12 @@ use super::parts::blocking;
 use super::{Cancel, Parts, Stopwatch, ending};
 use crate::envd_client::{Dial, EnvdClient, HostKey, Init, Nonces};
 use crate::faults::Step;
-use crate::generation::{Folder, Number};
+use crate::generation::{self, Folder, Number};
 use crate::host::{Host, zero_memory};
 use crate::host_agent::Tunnel;
-use crate::instance::io_error;
-use crate::manifest::{LiveDisk, MemoryBase};
+use crate::instance::{io_error, random_bytes};
+use crate::layers::Layers;
+use crate::manifest::{LiveDisk, Manifest, MemoryBase};
 
 /// What of the console is shown when a guest does not become ready, in bytes.
 const CONSOLE_EXCERPT_BYTES: u64 = 2048;
@@ -49,13 +52,28 @@ pub(super) enum DiskFrom {
     Template,
     /// The live file of a VM that has ended.
     LiveFile(LiveDisk),
-    /// The disk of this generation, which stays as it is; those of others lie beneath.
+    /// The disk of a generation, which stays as it is.
     Generation {
-        /// The generation's disk.
+        /// The generation.
+        folder: Folder,
+        /// Its disk.
         top: Layer,
-        /// The generations whose disks lie between it and the template, lowest first.
-        beneath: Vec<Number>,
+        /// The layers between it and the template, lowest first.
+        beneath: Vec<LayerId>,
+        /// What the disk becomes as a layer, if the live one is to stand on it; else it is copied.
+        stands_on: Option<LayerId>,
     },
+}
+
+impl DiskFrom {
+    /// A large disk is stood on, a small one copied: a layer costs something on the way of every read.
+    pub(super) fn generation(folder: Folder, disk: &generation::Disk) -> Result<Self, StorageError> {
+        let top = folder.layer(disk);
+        let is_large = storage::allocated_bytes(&top.path)? > limits::DISK_COPY_MAX.bytes();
+        let stacks = is_large && disk.beneath.len() < limits::DISK_LAYERS_STACKED_MAX;
+        let stands_on = stacks.then(|| LayerId::from_random(random_bytes()));
+        Ok(Self::Generation { folder, top, beneath: disk.beneath.clone(), stands_on })
+    }
 }
 
 /// What the VM starts from.
@@ -84,6 +102,8 @@ pub(super) struct Steps {
     pub networked: Step,
     pub disked: Step,
     pub launched: Step,
+    pub loaded: Step,
+    pub thawed: Step,
     pub ready: Step,
 }
 
@@ -141,8 +161,9 @@ impl Rise<'_> {
                 LiveDisk { beneath: Vec::new(), size_bytes }
             }
             DiskFrom::LiveFile(record) => record.clone(),
-            DiskFrom::Generation { top, beneath, .. } => {
-                LiveDisk { beneath: beneath.clone(), size_bytes: top.size_bytes }
+            DiskFrom::Generation { top, beneath, stands_on, .. } => {
+                let beneath = beneath.iter().chain(stands_on).cloned().collect();
+                LiveDisk { beneath, size_bytes: top.size_bytes }
             }
         }
     }
@@ -152,10 +173,19 @@ impl Rise<'_> {
         let storage = Arc::clone(&self.host.storage);
         let record = parts.manifest.disk.clone().expect("recorded before it is made");
         let layers = live_layers(self.template, parts, &record);
-        let disk = blocking(move || match from {
-            DiskFrom::Template => storage.create(&place, &layers, record.size_bytes),
-            DiskFrom::LiveFile(_) => storage.open(&place, &layers, record.size_bytes),
-            DiskFrom::Generation { top, .. } => storage.restore(&place, &[layers, vec![top]].concat()),
+        let ours = Layers::of(&parts.places.dir);
+        let disk = blocking(move || -> Result<Disk, CreateError> {
+            Ok(match from {
+                DiskFrom::Template => storage.create(&place, &layers, record.size_bytes)?,
+                DiskFrom::LiveFile(_) => storage.open(&place, &layers, record.size_bytes)?,
+                DiskFrom::Generation { folder, stands_on: Some(id), .. } => {
+                    ours.take(&folder, &id).map_err(|error| CreateError::Captured(Box::new(error.into())))?;
+                    storage.create(&place, &layers, record.size_bytes)?
+                }
+                DiskFrom::Generation { top, stands_on: None, .. } => {
+                    storage.restore(&place, &[layers, vec![top]].concat())?
+                }
+            })
         });
         parts.disk = Some(disk.await?);
         Ok(())
@@ -283,10 +313,10 @@ impl Rise<'_> {
                 }
                 VmFrom::Generation(..) => {
                     let mut machine = boot.boot().await?;
-                    parts.reached(Step::ResumeLoaded)?;
+                    parts.reached(self.steps.loaded)?;
                     watch.lap("load");
                     machine.thaw().await?;
-                    parts.reached(Step::ResumeThawed)?;
+                    parts.reached(self.steps.thawed)?;
                     self.wait_ready(parts, &envd).await?;
                     Ok(machine)
                 }
@@ -313,15 +343,9 @@ impl Rise<'_> {
 
     /// Gives a guest that was booted its token, environment and clock.
     pub(super) async fn init(&self, parts: &Parts, risen: &mut Risen) -> Result<(), CreateError> {
-        let mut env_vars = parts.manifest.env.clone();
-        env_vars.extend([
-            ("E2B_SANDBOX".to_owned(), "true".to_owned()),
-            ("E2B_SANDBOX_ID".to_owned(), parts.manifest.id.to_string()),
-            ("E2B_TEMPLATE_ID".to_owned(), parts.manifest.template.clone()),
-        ]);
         let init = Init {
             access_token: parts.manifest.access_token.clone(),
-            env_vars,
+            env_vars: guest_env(&parts.manifest),
             timestamp: humantime::format_rfc3339_nanos(std::time::SystemTime::now()).to_string(),
             default_user: None,
             default_workdir: None,
@@ -334,6 +358,16 @@ impl Rise<'_> {
             }
         }
     }
+}
+
+/// The environment of every process in a guest.
+pub(super) fn guest_env(manifest: &Manifest) -> BTreeMap<String, String> {
+    let ours = [
+        ("E2B_SANDBOX".to_owned(), "true".to_owned()),
+        ("E2B_SANDBOX_ID".to_owned(), manifest.id.to_string()),
+        ("E2B_TEMPLATE_ID".to_owned(), manifest.template.clone()),
+    ];
+    manifest.env.clone().into_iter().chain(ours).collect()
 }
 
 /// Waits until nobody wants it any more; whoever could say so may be gone, then it is wanted.
@@ -392,9 +426,9 @@ pub(super) fn disk_place(host: &Host, parts: &Parts) -> Place {
 
 /// What the live disk stands on, lowest first.
 pub(super) fn live_layers(template: &Template, parts: &Parts, record: &LiveDisk) -> Vec<Layer> {
-    let generations = parts.generations();
-    let between = record.beneath.iter().map(|number| Layer {
-        path: generations.folder(*number).disk(),
+    let ours = Layers::of(&parts.places.dir);
+    let between = record.beneath.iter().map(|id| Layer {
+        path: ours.path(id),
         format: parts.host.storage.layer_format(),
         size_bytes: record.size_bytes,
     });

@@ -168,6 +168,25 @@ impl ImageStore {
         Ok(template::build(&self.places, recipe, refresh, &progress).await?)
     }
 
+    /// Refuses a name for a new template that is none, or that is taken.
+    pub fn check_free(&self, name: &str) -> Result<(), ImageError> {
+        Ok(template::check_free(&self.places, name)?)
+    }
+
+    /// A new template under a name that is free; `write` makes its image, an ext4 file system, at the path it is given. Blocks.
+    pub fn adopt<E: From<ImageError>>(
+        &self,
+        name: &str,
+        write: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<Template, E> {
+        template::adopt(&self.places, name, write)
+    }
+
+    /// Removes the template of this id. Whoever has its image open keeps it. Blocks.
+    pub fn remove_template(&self, id: &str) -> Result<(), ImageError> {
+        Ok(template::remove(&self.places, id)?)
+    }
+
     fn guest(&self) -> kernel::Guest<'_> {
         let sha256 = self.guest.sha256.get_or_init(|| hex::encode(Sha256::digest(&self.guest.bytes)));
         kernel::Guest { binary: &self.guest.bytes, sha256 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ext4::{self, Ext4Error, Room};
 use super::files::{self, BuildLock, FileError, Identity, WorkFolder};
-use super::{Places, Reporter, apt, base, deb, minimal, tree};
+use super::{ImageError, Places, Reporter, apt, base, deb, minimal, tree};
 use crate::command::CommandError;
 use crate::units::Mib;
 
@@ -27,6 +27,8 @@ const FORMAT: u32 = 1;
 const ROOTFS: &str = "rootfs.ext4";
 const MANIFEST: &str = "manifest.json";
 const VERIFIED: &str = "verified.json";
+/// In a folder to build in: the template's folder, before it has its name.
+const MADE: &str = "template";
 /// Hex digits of a hash in an id.
 const ID_DIGITS: usize = 16;
 /// Longest name of a template.
@@ -143,6 +145,9 @@ pub enum TemplateError {
     /// A name that can be none.
     #[error("`{0}` cannot be a template's name: 1 to 64 characters of [a-z0-9._-], beginning with a letter or digit")]
     BadName(String),
+    /// Another template has the name.
+    #[error("there is a template `{0}` already; remove it, or choose another name")]
+    NameTaken(String),
     /// Its image is shorter or longer than it was.
     #[error(
         "the image of the template `{name}` has {found} bytes instead of {wanted} ({}); build it again: `wrenn template \
@@ -309,6 +314,52 @@ pub async fn build(
     made.map_err(|source| explain(places, recipe, source))
 }
 
+/// Refuses a name that is none, that another template has, or that a recipe would build.
+pub fn check_free(places: &Places, name: &str) -> Result<(), TemplateError> {
+    if !is_name(name) {
+        return Err(TemplateError::BadName(name.chars().take(100).collect()));
+    }
+    let is_taken = read_names(places)?.contains_key(name) || Recipe::from_str(name).is_ok();
+    if is_taken || read_manifest(places, name)?.is_some() { Err(TemplateError::NameTaken(name.to_owned())) } else { Ok(()) }
+}
+
+/// A template whose image `write` makes, under a name that is free. Its id follows from the image's content.
+pub fn adopt<E: From<ImageError>>(
+    places: &Places,
+    name: &str,
+    write: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<Template, E> {
+    let begin = || -> Result<(BuildLock, WorkFolder), ImageError> {
+        let lock = BuildLock::acquire(&places.lock())?;
+        check_free(places, name)?;
+        let work = WorkFolder::new(&places.work(), &lock)?;
+        files::make_folder(&work.path().join(MADE))?;
+        Ok((lock, work))
+    };
+    let (_lock, work) = begin()?;
+    let made = work.path().join(MADE);
+    write(&made.join(ROOTFS))?;
+    Ok(publish_adopted(places, &made, name).map_err(ImageError::from)?)
+}
+
+fn publish_adopted(places: &Places, made: &Path, name: &str) -> Result<Template, TemplateError> {
+    let rootfs = made.join(ROOTFS);
+    files::set_mode(&rootfs, 0o444)?;
+    let sha256 = files::hash_file(&rootfs, |_| ())?;
+    let id = files::hash_parts([&FORMAT.to_le_bytes()[..], sha256.as_bytes()])[..ID_DIGITS].to_owned();
+    let image = Image { name: name.to_owned(), size: Identity::of(&rootfs)?.size(), sha256, inputs: String::new() };
+    name_image(places, made, id, image)
+}
+
+/// Removes a template: its names, then its image. Whoever has the image open keeps it.
+pub fn remove(places: &Places, id: &str) -> Result<(), TemplateError> {
+    let _lock = BuildLock::acquire(&places.lock())?;
+    let mut names = read_names(places)?;
+    names.retain(|_, named| named != id);
+    files::write_json(&places.names(), &names)?;
+    Ok(files::remove_tree(&places.template(id))?)
+}
+
 async fn lock(places: &Places) -> Result<BuildLock, FileError> {
     let path = places.lock();
     tokio::task::spawn_blocking(move || BuildLock::acquire(&path)).await.expect("locking does not panic")
@@ -346,7 +397,7 @@ async fn make(
         move || tree::finish(&root)
     })
     .await?;
-    let made = work.join("template");
+    let made = work.join(MADE);
     files::make_folder(&made)?;
     ext4::make(&made.join(ROOTFS), &root, &summary, recipe.room()).await?;
     let id = files::hash_parts([
@@ -392,16 +443,30 @@ fn publish(
     files::set_mode(&rootfs, 0o444)?;
     let size = Identity::of(&rootfs)?.size();
     let sha256 = files::hash_file(&rootfs, |done| progress.report("hash the image", done, size))?;
+    name_image(places, made, id, Image { name: recipe.name().to_owned(), size, sha256, inputs: recipe.inputs() })
+}
+
+/// An image that was just made.
+struct Image {
+    name: String,
+    size: u64,
+    sha256: String,
+    inputs: String,
+}
+
+/// Writes the manifest of an image, gives its folder its name, and the name its folder.
+fn name_image(places: &Places, made: &Path, id: String, image: Image) -> Result<Template, TemplateError> {
+    let Image { name, size, sha256, inputs } = image;
     let manifest = Manifest {
         format: FORMAT,
         id: id.clone(),
-        name: recipe.name().to_owned(),
+        name: name.clone(),
         size,
         sha256,
         kernel: super::kernel::prepared(places)?,
         created: files::now(),
         architecture: apt::ARCHITECTURE.to_owned(),
-        inputs: recipe.inputs(),
+        inputs,
     };
     files::write_json(&made.join(MANIFEST), &manifest)?;
     let target = places.template(&id);
@@ -411,7 +476,7 @@ fn publish(
     let manifest = read_manifest(places, &id)?.unwrap_or(manifest);
     let template = verify(places, manifest)?;
     let mut names = read_names(places)?;
-    names.insert(recipe.name().to_owned(), id);
+    names.insert(name, id);
     files::write_json(&places.names(), &names)?;
     Ok(template)
 }

@@ -16,14 +16,14 @@ use crate::limits;
 /// again and look the same.
 const TICK: Duration = Duration::from_millis(50);
 
-/// What tells a file from others, and from itself before it was changed.
+/// What tells a file from others, and from itself before it was written to. Not when its inode changed: that a file gets one
+/// more name, for a fork, or one fewer, says nothing of its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     device: u64,
     inode: u64,
     bytes: u64,
     modified: (i64, i64),
-    changed: (i64, i64),
 }
 
 impl Identity {
@@ -35,18 +35,16 @@ impl Identity {
             inode: metadata.ino(),
             bytes: metadata.size(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
         })
     }
 
-    /// Whether it was changed long enough ago for another change to be seen. Any change sets the second time to now; the
-    /// first can be set to anything.
+    /// Whether it was written long enough ago for another write to be seen.
     fn is_settled(&self, now: SystemTime) -> bool {
-        let (Ok(seconds), Ok(nanos)) = (u64::try_from(self.changed.0), u32::try_from(self.changed.1)) else {
+        let (Ok(seconds), Ok(nanos)) = (u64::try_from(self.modified.0), u32::try_from(self.modified.1)) else {
             return false;
         };
-        let changed = UNIX_EPOCH + Duration::new(seconds, nanos);
-        now.duration_since(changed).is_ok_and(|age| age > TICK)
+        let modified = UNIX_EPOCH + Duration::new(seconds, nanos);
+        now.duration_since(modified).is_ok_and(|age| age > TICK)
     }
 }
 
@@ -126,6 +124,8 @@ mod tests {
         assert_eq!((check().unwrap(), check().unwrap()), (Checked::Now, Checked::Now));
         settle();
         assert_eq!((check().unwrap(), check().unwrap()), (Checked::Now, Checked::Before));
+        std::fs::hard_link(&path, dir.path().join("another name")).unwrap();
+        assert_eq!(check().unwrap(), Checked::Before);
         let mut others = sums.clone();
         others.folded = Some(crate::memory::PatchId(9));
         assert_eq!(verified.verify(&base, &others).unwrap(), Checked::Now);

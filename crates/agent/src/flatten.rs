@@ -1,0 +1,139 @@
+//! A template from a snapshot: its disk as one image, and its memory as a warm image of that.
+//!
+//! ```text
+//!   template + layers + disk ── flattened ──► image ── named after its hash ──► a new template
+//!   memory, devices ─ names for the same files ─► warm image: with an empty disk over that image
+//! ```
+//!
+//! To the guest nothing has changed: its disk reads as it did. Where the memory does not fit to this host any more, or there is
+//! none, the template is there all the same, and boots cold.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use wrenn_engine::image::{ImageError, Template};
+use wrenn_engine::names::{DiskName, SandboxId};
+use wrenn_engine::storage::{Layer, LayerFormat, Place, StorageError};
+use wrenn_engine::vmm::VmmError;
+
+use crate::faults::{Injected, Step};
+use crate::generation::{self, Generation, GenerationError, Offer};
+use crate::host::Host;
+use crate::host_agent::with_causes;
+use crate::instance::random_bytes;
+use crate::layers::VerifyError;
+use crate::sandbox::{PauseError, seal_disk};
+use crate::snapshot::{Key, Record, SnapshotError, Stored, Subject};
+
+/// Why there is no template from a snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum FlattenError {
+    /// The snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// Its files.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// A layer of its disk.
+    #[error("the disk cannot be used")]
+    Layer(#[from] VerifyError),
+    /// Its template, or the new one.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Its disk cannot be made one image.
+    #[error("cannot make one image of the disk")]
+    Storage(#[from] StorageError),
+    /// What this host offers is not known.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// An empty disk cannot be kept.
+    #[error("cannot keep an empty disk for the memory")]
+    Seal(#[source] Box<PauseError>),
+    /// Asked for by a test.
+    #[error(transparent)]
+    Injected(#[from] Injected),
+}
+
+/// A template called `name` from what is in `stored`. Blocks: reads all of the disk.
+pub fn template(host: &Arc<Host>, stored: &Stored, name: &str) -> Result<Template, FlattenError> {
+    host.images.check_free(name)?;
+    let (record, captured) = (stored.record()?, Generation::read(&stored.generation())?);
+    let layers = checked_layers(host, stored, &record, &captured)?;
+    let flatten = |path: &Path| -> Result<(), FlattenError> {
+        host.storage.flatten(&layers, path)?;
+        Ok(())
+    };
+    let template = host.images.adopt(name, flatten)?;
+    host.faults.at(Step::FlattenDone, None)?;
+    match keep_memory(host, stored, &record, &captured, &template) {
+        Ok(()) => {}
+        Err(error) => {
+            let reason = with_causes(&error);
+            tracing::warn!(template = name, reason, "a template from a snapshot does not start warm");
+        }
+    }
+    Ok(template)
+}
+
+/// What the disk is made of, all of it as it was written.
+fn checked_layers(
+    host: &Host,
+    stored: &Stored,
+    record: &Record,
+    captured: &Generation,
+) -> Result<Vec<Layer>, FlattenError> {
+    let (template, folder, layers) = (host.images.template(&record.template)?, stored.generation(), stored.layers());
+    captured.disk.beneath.iter().try_for_each(|id| layers.verify(id))?;
+    folder.verify_disk().map_err(VerifyError::from)?;
+    let format = captured.disk.format;
+    let between = captured.disk.beneath.iter();
+    let between = between.map(|id| Layer { path: layers.path(id), format, size_bytes: captured.disk.size_bytes });
+    let base = Layer { path: template.rootfs, format: LayerFormat::Raw, size_bytes: template.size_bytes };
+    Ok(std::iter::once(base).chain(between).chain([folder.layer(&captured.disk)]).collect())
+}
+
+fn keep_memory(
+    host: &Arc<Host>,
+    stored: &Stored,
+    record: &Record,
+    captured: &Generation,
+    template: &Template,
+) -> Result<(), FlattenError> {
+    if captured.memory.is_none() {
+        return Ok(());
+    }
+    let cpu = host.vmm.cpu()?;
+    captured.check_fits(Offer { vmm: host.vmm.describe(), cpu: &cpu, storage: host.storage.layer_format() })?;
+    let key = Key {
+        template: template.id.clone(),
+        kernel: captured.kernel.clone(),
+        vcpus: captured.vcpus,
+        memory: captured.memory_mib,
+        disk: record.disk_mib,
+        vmm: captured.vmm.clone(),
+        cpu,
+        storage: host.storage.layer_format(),
+    };
+    let Some(made) = host.warm.make(&key)? else { return Ok(()) };
+    let (from, to) = (stored.generation(), made.stored().generation());
+    to.share_memory(&from)?;
+    empty_disk(host, template, captured.disk.size_bytes, &to)?;
+    let disk = generation::Disk { beneath: Vec::new(), ..captured.disk.clone() };
+    Generation { disk, ..captured.clone() }.write(&to)?;
+    let subject = Subject { template: template.id.clone(), ..Subject::of(record) };
+    Ok(host.warm.finish(made, subject)?)
+}
+
+/// A disk on which nothing was written yet, as a generation keeps it.
+fn empty_disk(
+    host: &Host,
+    template: &Template,
+    size_bytes: u64,
+    folder: &generation::Folder,
+) -> Result<(), FlattenError> {
+    let name = DiskName { tag: host.instance.tag(), sandbox: SandboxId::from_random(random_bytes()) };
+    let base = Layer { path: template.rootfs.clone(), format: LayerFormat::Raw, size_bytes: template.size_bytes };
+    let disk = host.storage.create(&Place { path: folder.disk(), name }, &[base], size_bytes)?;
+    host.storage.detach(&disk)?;
+    seal_disk(folder).map_err(|error| FlattenError::Seal(Box::new(error)))
+}

@@ -1,0 +1,113 @@
+//! Snapshots: taken of what runs and of what rests, listed, started from, removed while others need them.
+
+use crate::world::{World, assert_failed, eventually};
+
+#[test]
+fn root_a_snapshot_keeps_a_moment_and_the_sandbox_goes_on() {
+    let world = World::new();
+    let agent = world.agent(&[]);
+    let parent = world.create(&["--memory", "128", "--metadata", "who=me"]);
+    world.sh(&parent, "echo then > /root/file; echo then > /dev/shm/file; sync");
+    world.detach(&parent, "while :; do echo x >> /dev/shm/ticks; sleep 0.05; done");
+    eventually("it ticks", || world.exec(&parent, "test -s /dev/shm/ticks").status.success());
+
+    let made = world.json(&["snapshot", "create", &parent, "--name", "then"]);
+    assert_eq!((&made["name"], &made["sandbox"]), (&"then".into(), &parent.as_str().into()));
+    assert!(made["own_bytes"].as_u64().unwrap() > 1 << 20, "{made}");
+    // It goes on, with everything that ran.
+    let ticks = |id: &str| world.sh(id, "wc -c < /dev/shm/ticks").trim().parse::<u64>().unwrap();
+    let before = ticks(&parent);
+    eventually("it goes on ticking", || ticks(&parent) > before);
+    world.sh(&parent, "echo now > /root/file; echo now > /dev/shm/file");
+    assert_eq!(world.state(&parent), "running");
+
+    let child = world.sandbox(&["create", "--snapshot", "then"]);
+    assert_eq!((&child["start"], &child["metadata"]["who"]), (&"warm".into(), &"me".into()));
+    let child = child["id"].as_str().unwrap().to_owned();
+    assert_eq!(world.sh(&child, "cat /root/file /dev/shm/file"), "then\nthen\n");
+    let before = ticks(&child);
+    eventually("what ran goes on in it", || ticks(&child) > before);
+    assert_eq!(world.sh(&parent, "cat /root/file /dev/shm/file"), "now\nnow\n");
+
+    // One of the child, while it runs on what it shares with the snapshot; and the snapshot removed meanwhile.
+    world.sh(&child, "echo later > /root/file; echo later > /dev/shm/file");
+    world.snapshot(&child, "later");
+    world.json(&["snapshot", "rm", "then"]);
+    let grandchild = world.create(&["--snapshot", "later"]);
+    for id in [&child, &grandchild] {
+        assert_eq!(world.sh(id, "cat /root/file /dev/shm/file"), "later\nlater\n");
+        world.sandbox(&["pause", id]);
+        world.sandbox(&["resume", id]);
+        assert_eq!(world.sh(id, "cat /root/file /dev/shm/file"), "later\nlater\n");
+    }
+    assert_failed(&world.output(&["sandbox", "create", "--snapshot", "then"]), &["no snapshot `then`", "snapshot ls"]);
+
+    world.remove(&[parent, child, grandchild]);
+    world.json(&["snapshot", "rm", "later"]);
+    assert_eq!(world.json(&["snapshot", "ls"]), serde_json::json!([]));
+    agent.stop();
+    world.finish_agent();
+}
+
+#[test]
+fn root_what_rests_can_be_kept_and_names_are_names() {
+    let world = World::new();
+    let agent = world.agent(&[]);
+    let id = world.create(&["--memory", "128"]);
+    world.sh(&id, "echo kept > /root/file; echo kept > /dev/shm/file");
+    world.sandbox(&["pause", &id]);
+    let kept = world.snapshot(&id, "kept");
+    assert_eq!(world.state(&id), "paused");
+    let listed = world.json(&["snapshot", "ls"]);
+    assert_eq!(listed[0]["id"], kept.as_str());
+    assert!(listed[0]["shared_bytes"].as_u64().unwrap() > 1 << 20, "it shares all with the sandbox: {listed}");
+
+    for (name, words) in [("kept", "there is a snapshot `kept` already"), ("Bad", "cannot be a snapshot's name")] {
+        assert_failed(&world.output(&["snapshot", "create", &id, "--name", name]), &[words]);
+    }
+    // The sandbox changes what it shared: the snapshot does not.
+    world.sandbox(&["resume", &id]);
+    world.sh(&id, "echo changed > /root/file; echo changed > /dev/shm/file");
+    world.sandbox(&["pause", &id]);
+    world.remove(&[id]);
+    let child = world.create(&["--snapshot", &kept]);
+    assert_eq!(world.sh(&child, "cat /root/file /dev/shm/file"), "kept\nkept\n");
+    world.sandbox(&["pause", "--disk-only", &child]);
+    world.snapshot(&child, "disk");
+    let cold = world.sandbox(&["create", "--snapshot", "disk"]);
+    assert_eq!(cold["start"], "cold");
+    let cold = cold["id"].as_str().unwrap().to_owned();
+    assert_eq!(world.sh(&cold, "cat /root/file; ls /dev/shm"), "kept\n");
+    world.remove(&[child, cold]);
+    world.json(&["snapshot", "rm", "disk", "kept"]);
+    agent.stop();
+    world.finish_agent();
+}
+
+#[test]
+fn root_a_damaged_snapshot_is_refused_by_name_and_nothing_else_suffers() {
+    let world = World::new();
+    let agent = world.agent(&[]);
+    let parent = world.create(&["--memory", "128"]);
+    world.sh(&parent, "echo here > /dev/shm/file");
+    for name in ["memory", "devices", "disk", "record", "description"] {
+        let id = world.snapshot(&parent, name);
+        let folder = world.dir().join("snapshots").join(&id);
+        let file = match name {
+            "record" => folder.join("snapshot.json"),
+            "description" => folder.join("generation/generation.json"),
+            "disk" => folder.join("generation/disk"),
+            in_memory => folder.join("generation/memory").join(in_memory),
+        };
+        crate::life::damage::flip_a_bit(&file);
+        let refused = world.output(&["sandbox", "create", "--snapshot", &id]);
+        assert_failed(&refused, &[file.file_name().unwrap().to_str().unwrap()]);
+        let removed = world.output(&["snapshot", "rm", &id]);
+        assert!(removed.status.success() || ["record", "description"].contains(&name), "{removed:?}");
+        assert_eq!(world.sandbox(&["ls"]).as_array().unwrap().len(), 1, "nothing is left of the one that was refused");
+    }
+    assert_eq!(world.sh(&parent, "cat /dev/shm/file"), "here\n");
+    world.remove(&[parent]);
+    agent.stop();
+    world.finish_agent();
+}
