@@ -12,6 +12,7 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/_hostagent.rs"));
 }
 
+pub use buffa::{HasMessageView, MessageView};
 pub use generated::hostagent::*;
 
 /// Type of the detail that says which of the agent's errors it is: a [`Failure`].

@@ -1,23 +1,27 @@
-//! An agent without a host: sandboxes are entries of a map, guests echo what they are sent.
+//! An agent without a host: sandboxes, snapshots and templates are entries of maps, guests echo what they are sent.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::{Notify, mpsc};
-use wrenn_engine::names::SandboxId;
+use wrenn_engine::names::{SandboxId, SnapshotId};
 use wrenn_engine::storage::Backend;
 use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::{Accel, Description, DriverKind};
 
 use crate::host_agent::{
-    AgentError, Bond, Changed, CreateRequest, Created, HostAgent, OnTimeout, PauseOptions, Phase, ResumeOptions, Stat,
-    Timeout, Tunnel, View,
+    AgentError, Bond, Changed, Code, CreateRequest, Created, ForkRequest, Forked, Fresh, HostAgent, OnTimeout,
+    PauseOptions, Phase, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source, Start, Stat, TemplateView,
+    Timeout, Tunnel, View, WarmView, Warmed,
 };
 use crate::policy::{self, Verb};
-use crate::sandbox::Timing;
+use crate::sandbox::{Shape, Timing};
+
+/// When everything was made, but for what is told apart by it.
+const EPOCH_MS: u64 = 1_700_000_000_000;
 
 /// The agent, and what tests see and do behind its back.
 #[derive(Default)]
@@ -27,7 +31,9 @@ pub struct Fake {
     pub failures: Mutex<VecDeque<AgentError>>,
     /// What was asked for last.
     pub asked: Mutex<Option<CreateRequest>>,
-    /// Creations and pauses wait until they are let through, if they are to.
+    /// Sandboxes that there is room for; a fork beyond them is refused.
+    room: Option<usize>,
+    /// What may take long waits until it is let through, if it is to.
     pub gate: Option<Notify>,
     /// Told whenever a call comes to the gate.
     pub at_gate: Notify,
@@ -38,6 +44,9 @@ pub struct Fake {
 #[derive(Default)]
 struct Inner {
     sandboxes: Mutex<BTreeMap<SandboxId, View>>,
+    snapshots: Mutex<BTreeMap<SnapshotId, SnapshotView>>,
+    /// By name. Sandboxes start from others too, which are never told of.
+    templates: Mutex<BTreeMap<String, TemplateView>>,
     /// Told whenever a bond was dropped.
     released: Notify,
 }
@@ -53,7 +62,7 @@ impl Drop for Guard {
 }
 
 impl Fake {
-    /// One that holds creations and pauses back.
+    /// One that holds back what may take long.
     pub fn gated() -> Self {
         Self { gate: Some(Notify::new()), ..Self::default() }
     }
@@ -61,6 +70,11 @@ impl Fake {
     /// One whose guests are played by who has the other end.
     pub fn with_guests(guests: mpsc::UnboundedSender<DuplexStream>) -> Self {
         Self { guests: Some(guests), ..Self::default() }
+    }
+
+    /// One that has room for so many sandboxes.
+    pub fn with_room(room: usize) -> Self {
+        Self { room: Some(room), ..Self::default() }
     }
 
     /// Waits until a bond was dropped.
@@ -93,32 +107,133 @@ impl Fake {
         view.revision += 1;
         Ok(Changed { view: view.clone(), timings: vec![timing(phase.as_str())] })
     }
+
+    /// The sandbox, if it can be captured now.
+    fn captured(&self, id: &SandboxId) -> Result<View, AgentError> {
+        self.failure()?;
+        let view = self.inner.sandboxes.lock().unwrap().get(id).cloned().ok_or_else(|| AgentError::unknown(id))?;
+        policy::check(view.phase, Verb::Capture)?;
+        Ok(view)
+    }
+
+    fn found(&self, snapshot: &str) -> Result<SnapshotView, AgentError> {
+        let snapshots = self.inner.snapshots.lock().unwrap();
+        let is_meant = |view: &&SnapshotView| view.id.as_str() == snapshot || view.name.as_deref() == Some(snapshot);
+        let found = snapshots.values().find(is_meant).cloned();
+        found.ok_or_else(|| unknown("snapshot", snapshot))
+    }
+
+    fn lock_templates(&self) -> MutexGuard<'_, BTreeMap<String, TemplateView>> {
+        self.inner.templates.lock().unwrap()
+    }
+
+    fn has_warm(&self, fresh: &Fresh) -> bool {
+        self.lock_templates()
+            .get(&fresh.template)
+            .is_some_and(|view| view.warm.iter().any(|warm| fits(warm, &fresh.shape)))
+    }
+
+    /// The next child of `parent`.
+    fn child(&self, parent: &View, request: &ForkRequest) -> Result<Changed, AgentError> {
+        let mut sandboxes = self.inner.sandboxes.lock().unwrap();
+        if self.room.is_some_and(|room| sandboxes.len() >= room) {
+            return Err(AgentError { code: Code::Exhausted, message: "no room".to_owned() });
+        }
+        let number = u8::try_from(sandboxes.len()).unwrap();
+        let metadata = if request.metadata.is_empty() { &parent.metadata } else { &request.metadata };
+        let view = View {
+            id: SandboxId::from_random([number; 18]),
+            revision: 1,
+            phase: Phase::Running,
+            deadline_unix_ms: request.timeout.map(|timeout| EPOCH_MS + timeout.as_millis() as u64),
+            start: Start::Warm,
+            metadata: metadata.clone(),
+            access_token: format!("secret {number}"),
+            ..parent.clone()
+        };
+        sandboxes.insert(view.id.clone(), view.clone());
+        Ok(Changed { view, timings: vec![timing("restore")] })
+    }
 }
 
 fn timing(phase: &'static str) -> Timing {
     Timing { phase: phase.into(), took: Duration::from_micros(1234) }
 }
 
-/// A sandbox as it was asked for.
+fn unknown(what: &str, name: &str) -> AgentError {
+    AgentError { code: Code::NotFound, message: format!("there is no {what} `{name}`") }
+}
+
+fn fits(warm: &WarmView, shape: &Shape) -> bool {
+    (warm.vcpus, warm.memory, warm.disk) == (shape.vcpus, shape.memory, shape.disk.unwrap_or(Mib(64)))
+}
+
+fn vmm() -> Description {
+    Description { driver: DriverKind::Qemu, version: "10.0".to_owned(), accel: Accel::Tcg }
+}
+
+/// A sandbox as it was asked for; from a snapshot everything is the snapshot's that is not said here.
 pub fn view(number: u8, request: &CreateRequest) -> View {
+    let (template, shape) = match &request.source {
+        Source::Template(fresh) => (fresh.template.clone(), fresh.shape.clone()),
+        Source::Snapshot(_) => (String::new(), Shape { vcpus: 1, memory: Mib(0), disk: None }),
+    };
     View {
         id: SandboxId::from_random([number; 18]),
         revision: 1,
         phase: Phase::Running,
         reason: None,
-        created_unix_ms: 1_700_000_000_000 + u64::from(number),
-        deadline_unix_ms: request.timeout.map(|timeout| 1_700_000_000_000 + timeout.as_millis() as u64),
+        created_unix_ms: EPOCH_MS + u64::from(number),
+        deadline_unix_ms: request.timeout.map(|timeout| EPOCH_MS + timeout.as_millis() as u64),
         on_timeout: request.on_timeout,
-        template: request.template.clone(),
+        template,
         kernel: "6.12".to_owned(),
-        vcpus: request.shape.vcpus,
-        memory: request.shape.memory,
-        disk: request.shape.disk.unwrap_or(Mib(64)),
-        vmm: Description { driver: DriverKind::Qemu, version: "10.0".to_owned(), accel: Accel::Tcg },
+        vcpus: shape.vcpus,
+        memory: shape.memory,
+        disk: shape.disk.unwrap_or(Mib(64)),
+        vmm: vmm(),
         storage: Backend::Qcow2,
+        start: Start::Cold,
         metadata: request.metadata.clone(),
         access_token: "secret".to_owned(),
     }
+}
+
+/// A snapshot of a sandbox.
+pub fn snapshot_view(number: u8, of: &View, name: Option<&str>) -> SnapshotView {
+    SnapshotView {
+        id: SnapshotId::from_random([number; 18]),
+        name: name.map(str::to_owned),
+        created_unix_ms: EPOCH_MS + u64::from(number),
+        sandbox: of.id.clone(),
+        template: of.template.clone(),
+        kernel: of.kernel.clone(),
+        vcpus: of.vcpus,
+        memory: of.memory,
+        disk: of.disk,
+        vmm: of.vmm.clone(),
+        has_memory: of.phase == Phase::Running,
+        own_bytes: 4096,
+        shared_bytes: 1 << 40,
+    }
+}
+
+/// A template that was made from a snapshot.
+pub fn template_view(name: &str, of: &SnapshotView) -> TemplateView {
+    TemplateView {
+        id: format!("id-of-{name}"),
+        name: name.to_owned(),
+        created: "2026-01-02T03:04:05Z".to_owned(),
+        size_bytes: of.disk.bytes(),
+        own_bytes: 1 << 20,
+        warm: of.has_memory.then(|| warm_view(of.vcpus, of.memory, of.disk)).into_iter().collect(),
+    }
+}
+
+/// A warm image.
+pub fn warm_view(vcpus: u32, memory: Mib, disk: Mib) -> WarmView {
+    let key = format!("{vcpus}-{memory}-{disk}");
+    WarmView { key, vcpus, memory, disk, kernel: "6.12".to_owned(), vmm: vmm(), own_bytes: 4096 }
 }
 
 #[async_trait]
@@ -127,7 +242,15 @@ impl HostAgent for Fake {
         self.failure()?;
         self.pass_gate().await;
         let number = u8::try_from(self.count()).unwrap();
-        let view = view(number, &request);
+        let mut view = view(number, &request);
+        match &request.source {
+            Source::Template(fresh) if !fresh.cold && self.has_warm(fresh) => view.start = Start::Warm,
+            Source::Template(_) => {}
+            Source::Snapshot(snapshot) => {
+                let SnapshotView { template, vcpus, memory, disk, .. } = self.found(snapshot)?;
+                view = View { template, vcpus, memory, disk, start: Start::Warm, ..view };
+            }
+        }
         self.inner.sandboxes.lock().unwrap().insert(view.id.clone(), view.clone());
         let bond = request.bound.then(|| Bond::new(Guard(Arc::clone(&self.inner), view.id.clone())));
         *self.asked.lock().unwrap() = Some(request);
@@ -173,6 +296,80 @@ impl HostAgent for Fake {
 
     async fn repair(&self, id: &SandboxId) -> Result<Changed, AgentError> {
         self.change(id, Verb::Repair, Phase::Paused)
+    }
+
+    async fn snapshot(&self, id: &SandboxId, request: SnapshotRequest) -> Result<Snapshotted, AgentError> {
+        let captured = self.captured(id)?;
+        let name = request.name.as_deref();
+        if let Some(name) = name.filter(|name| self.found(name).is_ok()) {
+            return Err(AgentError { code: Code::Invalid, message: format!("there is a snapshot `{name}`") });
+        }
+        let mut snapshots = self.inner.snapshots.lock().unwrap();
+        let view = snapshot_view(u8::try_from(snapshots.len()).unwrap(), &captured, name);
+        snapshots.insert(view.id.clone(), view.clone());
+        Ok(Snapshotted { view, timings: vec![timing("capture")] })
+    }
+
+    async fn snapshots(&self) -> Result<Vec<SnapshotView>, AgentError> {
+        self.failure()?;
+        Ok(self.inner.snapshots.lock().unwrap().values().cloned().collect())
+    }
+
+    async fn remove_snapshot(&self, snapshot: &str) -> Result<SnapshotView, AgentError> {
+        self.failure()?;
+        let view = self.found(snapshot)?;
+        self.inner.snapshots.lock().unwrap().remove(&view.id);
+        Ok(view)
+    }
+
+    async fn fork(&self, id: &SandboxId, request: ForkRequest) -> Result<Forked, AgentError> {
+        self.pass_gate().await;
+        let parent = self.captured(id)?;
+        let children = (0..request.count).map(|_| self.child(&parent, &request)).collect();
+        Ok(Forked { children, timings: vec![timing("capture")] })
+    }
+
+    async fn rollback(&self, id: &SandboxId, snapshot: &str, options: ResumeOptions) -> Result<Changed, AgentError> {
+        let found = self.found(snapshot)?;
+        if found.sandbox != *id {
+            return Err(AgentError { code: Code::Invalid, message: format!("`{snapshot}` is none of {id}") });
+        }
+        let mut changed = self.change(id, Verb::RollBack, Phase::Running)?;
+        changed.view.deadline_unix_ms = options.timeout.map(|timeout| timeout.as_millis() as u64);
+        changed.view.reason = Some(format!("ready within {:?}", options.ready_limit));
+        Ok(changed)
+    }
+
+    async fn templates(&self) -> Result<Vec<TemplateView>, AgentError> {
+        self.failure()?;
+        Ok(self.lock_templates().values().cloned().collect())
+    }
+
+    async fn warm(&self, fresh: Fresh, _ready_limit: Duration) -> Result<Warmed, AgentError> {
+        self.pass_gate().await;
+        self.failure()?;
+        let mut templates = self.lock_templates();
+        let template = templates.get_mut(&fresh.template).ok_or_else(|| unknown("template", &fresh.template))?;
+        let shape = &fresh.shape;
+        if let Some(view) = template.warm.iter().find(|warm| fits(warm, shape)) {
+            return Ok(Warmed { view: view.clone(), made: false, timings: Vec::new() });
+        }
+        let view = warm_view(shape.vcpus, shape.memory, shape.disk.unwrap_or(Mib(64)));
+        template.warm.push(view.clone());
+        Ok(Warmed { view, made: true, timings: vec![timing("boot")] })
+    }
+
+    async fn remove_template(&self, template: &str) -> Result<TemplateView, AgentError> {
+        self.failure()?;
+        self.lock_templates().remove(template).ok_or_else(|| unknown("template", template))
+    }
+
+    async fn template_from_snapshot(&self, snapshot: &str, name: &str) -> Result<TemplateView, AgentError> {
+        self.pass_gate().await;
+        self.failure()?;
+        let view = template_view(name, &self.found(snapshot)?);
+        self.lock_templates().insert(name.to_owned(), view.clone());
+        Ok(view)
     }
 
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError> {

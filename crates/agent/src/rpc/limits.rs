@@ -28,6 +28,15 @@ pub const MESSAGE_MEMORY_MAX: usize = 4 * MESSAGE_BYTES_MAX;
 /// Longest name of a template, in bytes.
 pub const TEMPLATE_BYTES_MAX: usize = 256;
 
+/// Longest name of a snapshot, or of a template that is made from one, in bytes: part of a file's name.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Warm images of one template that are told of. Each was asked for by its own size, and takes megabytes on disk.
+pub const WARM_IMAGES_MAX: usize = 1024;
+
+/// Forks of one call: what a large host has room for. Each answer is a message of its own.
+pub const FORKS_MAX: u32 = 1024;
+
 /// Longest path of a kernel, in bytes (PATH_MAX).
 pub const PATH_BYTES_MAX: usize = 4096;
 

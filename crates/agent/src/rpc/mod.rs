@@ -16,6 +16,7 @@ mod limits;
 mod remote;
 mod server;
 mod service;
+mod stream;
 mod tunnel;
 mod wire;
 

@@ -7,20 +7,24 @@ use std::time::Duration;
 use async_trait::async_trait;
 use connectrpc::client::{ClientConfig, ClientTransport, Http2Connection, ServerStream, SharedHttp2Connection};
 use http::Uri;
+use serde::de::DeserializeOwned;
 use tokio::task::AbortHandle;
 use wrenn_engine::names::SandboxId;
 use wrenn_proto::hostagent as wire;
 use wrenn_proto::hostagent::__buffa::view::CreateResponseView;
+use wrenn_proto::hostagent::{HasMessageView, MessageView};
 
-use super::wire::{agent_error, changed, create_request, resume_request, timeout_request, view};
+use super::wire::{
+    Forks, agent_error, changed, create_request, fork_request, resume_request, rollback_request, snapshot_request,
+    snapshot_view, snapshotted, template_view, timeout_request, view, warm_request, warmed,
+};
 use super::{limits, tunnel};
 use crate::host_agent::{
-    AgentError, Bond, Changed, Code, CreateRequest, Created, HostAgent, PauseOptions, ResumeOptions, Stat, Timeout,
-    Tunnel, View,
+    AgentError, Bond, Changed, Code, CreateRequest, Created, ForkRequest, Forked, Fresh, HostAgent, PauseOptions,
+    ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Stat, TemplateView, Timeout, Tunnel, View, Warmed,
 };
 
 type Body = <SharedHttp2Connection as ClientTransport>::ResponseBody;
-type Making = ServerStream<Body, CreateResponseView<'static>>;
 
 /// The agent that listens on a socket. Cheap to clone; one connection for its calls, made again when it broke, and one for
 /// each tunnel.
@@ -54,19 +58,53 @@ impl Remote {
     }
 }
 
-/// The answer of a stream that has one, after any keepalives.
-async fn created(stream: &mut Making) -> Result<Changed, AgentError> {
-    loop {
-        let message = stream.message::<wire::CreateResponse>().await.map_err(agent_error)?;
-        let message = message.ok_or_else(|| AgentError {
-            code: Code::Failed,
-            message: "the agent's answer is not understood (create: no `created`); is it of another version?"
-                .to_owned(),
-        })?;
-        match message.to_owned_message().event {
-            Some(wire::create_response::Event::Created(made)) => return changed(Some(*made)),
-            Some(wire::create_response::Event::Keepalive(_)) | None => {}
+/// The next message of a stream.
+async fn next<V, M>(stream: &mut ServerStream<Body, V>) -> Result<Option<M>, AgentError>
+where
+    V: MessageView<'static, Owned = M> + Send + 'static,
+    M: HasMessageView<View<'static> = V> + DeserializeOwned,
+{
+    let message = stream.message::<M>().await.map_err(agent_error)?;
+    Ok(message.map(|message| message.to_owned_message()))
+}
+
+/// The answer to `call`, of a stream that has one after any keepalives.
+async fn answer<V, M, T>(
+    call: &str,
+    stream: &mut ServerStream<Body, V>,
+    answer: impl Fn(M) -> Option<T>,
+) -> Result<T, AgentError>
+where
+    V: MessageView<'static, Owned = M> + Send + 'static,
+    M: HasMessageView<View<'static> = V> + DeserializeOwned,
+{
+    while let Some(message) = next(stream).await? {
+        if let Some(answer) = answer(message) {
+            return Ok(answer);
         }
+    }
+    let message = format!("the agent's answer is not understood ({call}: there is none); is it of another version?");
+    Err(AgentError { code: Code::Failed, message })
+}
+
+fn created(message: wire::CreateResponse) -> Option<wire::Changed> {
+    match message.event? {
+        wire::create_response::Event::Created(created) => Some(*created),
+        wire::create_response::Event::Keepalive(_) => None,
+    }
+}
+
+fn warm(message: wire::WarmResponse) -> Option<wire::warm_response::Warmed> {
+    match message.event? {
+        wire::warm_response::Event::Warmed(warmed) => Some(*warmed),
+        wire::warm_response::Event::Keepalive(_) => None,
+    }
+}
+
+fn new_template(message: wire::TemplateFromSnapshotResponse) -> Option<wire::Template> {
+    match message.event? {
+        wire::template_from_snapshot_response::Event::Template(template) => Some(*template),
+        wire::template_from_snapshot_response::Event::Keepalive(_) => None,
     }
 }
 
@@ -75,7 +113,7 @@ struct Hold(AbortHandle);
 
 impl Hold {
     /// Reads on, so that keepalives do not pile up; what ends the stream ends the sandbox, which others notice.
-    fn new(mut stream: Making) -> Self {
+    fn new(mut stream: ServerStream<Body, CreateResponseView<'static>>) -> Self {
         let reading =
             tokio::spawn(async move { while let Ok(Some(_)) = stream.message::<wire::CreateResponse>().await {} });
         Self(reading.abort_handle())
@@ -93,15 +131,15 @@ impl HostAgent for Remote {
     async fn create(&self, request: CreateRequest) -> Result<Created, AgentError> {
         let bound = request.bound;
         let mut stream = self.client.create(create_request(request)?).await.map_err(agent_error)?;
-        let changed = created(&mut stream).await?;
+        let changed = changed(Some(answer("create", &mut stream, created).await?))?;
         Ok(Created { changed, bond: bound.then(|| Bond::new(Hold::new(stream))) })
     }
 
     async fn list(&self) -> Result<Vec<View>, AgentError> {
         let mut stream = self.client.list(wire::ListRequest {}).await.map_err(agent_error)?;
         let mut views = Vec::new();
-        while let Some(message) = stream.message::<wire::ListResponse>().await.map_err(agent_error)? {
-            views.push(view(message.to_owned_message().sandbox.into_option())?);
+        while let Some(message) = next::<_, wire::ListResponse>(&mut stream).await? {
+            views.push(view(message.sandbox.into_option())?);
         }
         Ok(views)
     }
@@ -138,6 +176,67 @@ impl HostAgent for Remote {
         let request = wire::RepairRequest { id: id.to_string() };
         let answer = self.client.repair(request).await.map_err(agent_error)?.into_owned();
         changed(answer.changed.into_option())
+    }
+
+    async fn snapshot(&self, id: &SandboxId, request: SnapshotRequest) -> Result<Snapshotted, AgentError> {
+        snapshotted(self.client.snapshot(snapshot_request(id, request)).await.map_err(agent_error)?.into_owned())
+    }
+
+    async fn snapshots(&self) -> Result<Vec<SnapshotView>, AgentError> {
+        let mut stream = self.client.list_snapshots(wire::ListSnapshotsRequest {}).await.map_err(agent_error)?;
+        let mut views = Vec::new();
+        while let Some(message) = next::<_, wire::ListSnapshotsResponse>(&mut stream).await? {
+            views.push(snapshot_view(message.snapshot.into_option())?);
+        }
+        Ok(views)
+    }
+
+    async fn remove_snapshot(&self, snapshot: &str) -> Result<SnapshotView, AgentError> {
+        let request = wire::RemoveSnapshotRequest { snapshot: snapshot.to_owned() };
+        let answer = self.client.remove_snapshot(request).await.map_err(agent_error)?.into_owned();
+        snapshot_view(answer.snapshot.into_option())
+    }
+
+    async fn fork(&self, id: &SandboxId, request: ForkRequest) -> Result<Forked, AgentError> {
+        let count = request.count;
+        let mut stream = self.client.fork(fork_request(id, request)).await.map_err(agent_error)?;
+        let mut forks = Forks::default();
+        while let Some(message) = next::<_, wire::ForkResponse>(&mut stream).await? {
+            message.event.map_or(Ok(()), |event| forks.take(event))?;
+        }
+        forks.finish(count)
+    }
+
+    async fn rollback(&self, id: &SandboxId, snapshot: &str, options: ResumeOptions) -> Result<Changed, AgentError> {
+        let request = rollback_request(id, snapshot, options);
+        let answer = self.client.roll_back(request).await.map_err(agent_error)?.into_owned();
+        changed(answer.changed.into_option())
+    }
+
+    async fn templates(&self) -> Result<Vec<TemplateView>, AgentError> {
+        let mut stream = self.client.list_templates(wire::ListTemplatesRequest {}).await.map_err(agent_error)?;
+        let mut views = Vec::new();
+        while let Some(message) = next::<_, wire::ListTemplatesResponse>(&mut stream).await? {
+            views.push(template_view(message.template.into_option())?);
+        }
+        Ok(views)
+    }
+
+    async fn warm(&self, fresh: Fresh, ready_limit: Duration) -> Result<Warmed, AgentError> {
+        let mut stream = self.client.warm(warm_request(fresh, ready_limit)?).await.map_err(agent_error)?;
+        warmed(answer("warm", &mut stream, warm).await?)
+    }
+
+    async fn remove_template(&self, template: &str) -> Result<TemplateView, AgentError> {
+        let request = wire::RemoveTemplateRequest { template: template.to_owned() };
+        let answer = self.client.remove_template(request).await.map_err(agent_error)?.into_owned();
+        template_view(answer.template.into_option())
+    }
+
+    async fn template_from_snapshot(&self, snapshot: &str, name: &str) -> Result<TemplateView, AgentError> {
+        let request = wire::TemplateFromSnapshotRequest { snapshot: snapshot.to_owned(), name: name.to_owned() };
+        let mut stream = self.client.template_from_snapshot(request).await.map_err(agent_error)?;
+        template_view(Some(answer("template from snapshot", &mut stream, new_template).await?))
     }
 
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError> {

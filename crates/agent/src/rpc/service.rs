@@ -1,26 +1,22 @@
 //! `hostagent.HostAgent` on the wire: requests are read and checked, the agent is asked, its answer is written.
 //!
-//! Each call is a task of its own, since a handler is dropped when its client hangs up, and what was begun is finished.
-//! A bound sandbox's [`Bond`] lies in the stream of the call that made it, and so goes with its client:
-//!
-//! ```text
-//!   Making ── created ──► Held ── the client or the agent goes ──► dropped: the sandbox is destroyed
-//!     └── the client goes ──► the task goes on, and drops what it made
-//! ```
+//! Each call is a task of its own ([`Call`]), since a handler is dropped when its client hangs up, and what was begun is
+//! finished.
 
 use std::sync::Arc;
 
-use connectrpc::{ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream};
-use futures::Stream;
+use connectrpc::{Encodable, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream};
+use futures::TryStreamExt as _;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
 use wrenn_engine::limits::CONSOLE_RING_BYTES;
 use wrenn_proto::hostagent as wire;
 
-use super::limits;
-use super::wire::{checked_create, checked_resume, checked_timeout, sandbox_id};
-use crate::host_agent::{AgentError, Bond, Code, Created, HostAgent, PauseOptions};
+use super::stream::{Call, Making, ending, long};
+use super::wire::{
+    checked_create, checked_fork, checked_from_snapshot, checked_resume, checked_rollback, checked_snapshot,
+    checked_timeout, checked_warm, fork_events, sandbox_id, snapshot_name, template_name,
+};
+use crate::host_agent::{AgentError, HostAgent, PauseOptions};
 
 /// The service over one agent.
 pub(super) struct Service {
@@ -43,80 +39,11 @@ impl Service {
         F: Future<Output = Result<T, AgentError>> + Send + 'static,
     {
         let (agent, places) = (Arc::clone(&self.agent), Arc::clone(&self.places));
-        Call(tokio::spawn(async move {
+        Call::new(tokio::spawn(async move {
             let _place = places.acquire().await.map_err(|_closed| ending())?;
             call(agent).await
         }))
     }
-}
-
-/// The agent ends, and takes no more.
-fn ending() -> AgentError {
-    AgentError { code: Code::Unavailable, message: "the agent is ending".to_owned() }
-}
-
-/// A call that is under way, and goes on when this is dropped.
-struct Call<T>(JoinHandle<Result<T, AgentError>>);
-
-impl<T> Call<T> {
-    /// Its answer. Cancel safe.
-    async fn answer(&mut self) -> Result<T, AgentError> {
-        (&mut self.0).await.unwrap_or_else(|error| {
-            let message = format!("the agent made a mistake, which its log tells more of: {error}");
-            Err(AgentError { code: Code::Failed, message })
-        })
-    }
-}
-
-/// The stream of one Create.
-struct Making {
-    stage: Stage,
-    ending: watch::Receiver<bool>,
-}
-
-enum Stage {
-    Making(Call<Created>),
-    /// The bond is never looked at; it is held.
-    Held(#[expect(dead_code, reason = "held for its drop")] Bond),
-    Over,
-}
-
-impl Making {
-    fn into_stream(self) -> impl Stream<Item = Result<wire::CreateResponse, ConnectError>> + Send {
-        futures::stream::unfold(self, |mut making| async move { making.next().await.map(|event| (event, making)) })
-    }
-
-    async fn next(&mut self) -> Option<Result<wire::CreateResponse, ConnectError>> {
-        match &mut self.stage {
-            Stage::Over => None,
-            Stage::Making(call) => match timeout(limits::KEEPALIVE_EVERY, call.answer()).await {
-                Err(_elapsed) => Some(Ok(keepalive())),
-                Ok(Err(error)) => {
-                    self.stage = Stage::Over;
-                    Some(Err(error.into()))
-                }
-                Ok(Ok(Created { changed, bond })) => {
-                    self.stage = bond.map_or(Stage::Over, Stage::Held);
-                    Some(Ok(created(changed.into())))
-                }
-            },
-            Stage::Held(_) => match timeout(limits::KEEPALIVE_EVERY, super::ends(&mut self.ending)).await {
-                Err(_elapsed) => Some(Ok(keepalive())),
-                Ok(()) => {
-                    self.stage = Stage::Over;
-                    Some(Err(ending().into()))
-                }
-            },
-        }
-    }
-}
-
-fn keepalive() -> wire::CreateResponse {
-    wire::CreateResponse { event: Some(wire::create_response::KeepAlive {}.into()) }
-}
-
-fn created(changed: wire::Changed) -> wire::CreateResponse {
-    wire::CreateResponse { event: Some(changed.into()) }
 }
 
 impl wire::HostAgent for Service {
@@ -127,8 +54,7 @@ impl wire::HostAgent for Service {
     ) -> ServiceResult<ServiceStream<impl Encodable<wire::CreateResponse> + Send + use<>>> {
         let request = checked_create(request.to_owned_message())?;
         let call = self.begin(|agent| async move { agent.create(request).await });
-        let making = Making { stage: Stage::Making(call), ending: self.ending.clone() };
-        Response::stream_ok(making.into_stream())
+        Response::stream_ok(Making::new(call, self.ending.clone()).into_stream())
     }
 
     async fn list(
@@ -224,5 +150,108 @@ impl wire::HostAgent for Service {
         let most = request.bytes_max.min(CONSOLE_RING_BYTES as u32);
         let tail = self.begin(move |agent| async move { agent.console(&id, most).await }).answer().await?;
         Response::ok(wire::ConsoleResponse { tail: tail.into() })
+    }
+
+    async fn snapshot<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, wire::SnapshotRequest>,
+    ) -> ServiceResult<impl Encodable<wire::SnapshotResponse> + Send + use<'a>> {
+        let id = sandbox_id(request.id)?;
+        let request = checked_snapshot(request.to_owned_message())?;
+        let made = self.begin(move |agent| async move { agent.snapshot(&id, request).await }).answer().await?;
+        Response::ok(wire::SnapshotResponse::from(made))
+    }
+
+    async fn list_snapshots(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, wire::ListSnapshotsRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<wire::ListSnapshotsResponse> + Send + use<>>> {
+        let views = self.begin(|agent| async move { agent.snapshots().await }).answer().await?;
+        let answers = views
+            .into_iter()
+            .map(|view| Ok(wire::ListSnapshotsResponse { snapshot: wire::Snapshot::from(view).into() }));
+        Response::stream_ok(futures::stream::iter(answers))
+    }
+
+    async fn remove_snapshot<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, wire::RemoveSnapshotRequest>,
+    ) -> ServiceResult<impl Encodable<wire::RemoveSnapshotResponse> + Send + use<'a>> {
+        let snapshot = snapshot_name(request.snapshot)?;
+        let view = self.begin(|agent| async move { agent.remove_snapshot(&snapshot).await }).answer().await?;
+        Response::ok(wire::RemoveSnapshotResponse { snapshot: wire::Snapshot::from(view).into() })
+    }
+
+    async fn fork(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, wire::ForkRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<wire::ForkResponse> + Send + use<>>> {
+        let id = sandbox_id(request.id)?;
+        let request = checked_fork(request.to_owned_message())?;
+        let call = self.begin(move |agent| async move { agent.fork(&id, request).await });
+        let events = long(call, || wire::KeepAlive {}.into(), fork_events);
+        Response::stream_ok(events.map_ok(|event| wire::ForkResponse { event: Some(event) }))
+    }
+
+    async fn roll_back<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, wire::RollBackRequest>,
+    ) -> ServiceResult<impl Encodable<wire::RollBackResponse> + Send + use<'a>> {
+        let id = sandbox_id(request.id)?;
+        let (snapshot, options) = checked_rollback(request.to_owned_message())?;
+        let mut call = self.begin(move |agent| async move { agent.rollback(&id, &snapshot, options).await });
+        let changed = call.answer().await?;
+        Response::ok(wire::RollBackResponse { changed: wire::Changed::from(changed).into() })
+    }
+
+    async fn list_templates(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, wire::ListTemplatesRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<wire::ListTemplatesResponse> + Send + use<>>> {
+        let views = self.begin(|agent| async move { agent.templates().await }).answer().await?;
+        let answers = views
+            .into_iter()
+            .map(|view| Ok(wire::ListTemplatesResponse { template: wire::Template::from(view).into() }));
+        Response::stream_ok(futures::stream::iter(answers))
+    }
+
+    async fn warm(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, wire::WarmRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<wire::WarmResponse> + Send + use<>>> {
+        let (fresh, ready_limit) = checked_warm(request.to_owned_message())?;
+        let call = self.begin(move |agent| async move { agent.warm(fresh, ready_limit).await });
+        let warmed = |warmed| vec![wire::warm_response::Warmed::from(warmed).into()];
+        let events = long(call, || wire::KeepAlive {}.into(), warmed);
+        Response::stream_ok(events.map_ok(|event| wire::WarmResponse { event: Some(event) }))
+    }
+
+    async fn remove_template<'a>(
+        &'a self,
+        _: RequestContext,
+        request: ServiceRequest<'_, wire::RemoveTemplateRequest>,
+    ) -> ServiceResult<impl Encodable<wire::RemoveTemplateResponse> + Send + use<'a>> {
+        let template = template_name(request.template)?;
+        let view = self.begin(|agent| async move { agent.remove_template(&template).await }).answer().await?;
+        Response::ok(wire::RemoveTemplateResponse { template: wire::Template::from(view).into() })
+    }
+
+    async fn template_from_snapshot(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, wire::TemplateFromSnapshotRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<wire::TemplateFromSnapshotResponse> + Send + use<>>> {
+        let (snapshot, name) = checked_from_snapshot(request.to_owned_message())?;
+        let call = self.begin(move |agent| async move { agent.template_from_snapshot(&snapshot, &name).await });
+        let made = |view| vec![wire::Template::from(view).into()];
+        let events = long(call, || wire::KeepAlive {}.into(), made);
+        Response::stream_ok(events.map_ok(|event| wire::TemplateFromSnapshotResponse { event: Some(event) }))
     }
 }

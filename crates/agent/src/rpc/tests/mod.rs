@@ -1,5 +1,8 @@
 //! Every call, every error and a tunnel's bytes over a real Unix socket, with an agent that is a map.
 
+mod snapshots;
+mod templates;
+
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,7 +21,8 @@ use super::fake::{self, Fake};
 use super::server::{Peers, serve_for};
 use super::*;
 use crate::host_agent::{
-    AgentError, Code, CreateRequest, HostAgent, OnTimeout, PauseOptions, Phase, ResumeOptions, Timeout, View,
+    AgentError, Code, CreateRequest, Fresh, HostAgent, OnTimeout, PauseOptions, Phase, ResumeOptions, Source, Timeout,
+    View,
 };
 use crate::policy::Denied;
 use crate::sandbox::Shape;
@@ -67,11 +71,18 @@ fn socket(dir: &TempDir) -> std::path::PathBuf {
     dir.path().join("agent.sock")
 }
 
-fn request() -> CreateRequest {
-    CreateRequest {
+fn fresh() -> Fresh {
+    Fresh {
         template: "minimal".to_owned(),
         kernel: Some("/boot/vmlinuz".into()),
         shape: Shape { vcpus: 2, memory: Mib(256), disk: Some(Mib(2048)) },
+        cold: false,
+    }
+}
+
+fn request() -> CreateRequest {
+    CreateRequest {
+        source: Source::Template(fresh()),
         env: BTreeMap::from([("A".to_owned(), "b=c".to_owned())]),
         metadata: BTreeMap::from([("owner".to_owned(), "ü".to_owned())]),
         timeout: Some(Duration::from_millis(90_500)),
@@ -149,8 +160,9 @@ async fn errors_keep_their_code_and_their_text() {
 async fn what_is_beyond_the_limits_is_refused_and_nothing_is_made() {
     let world = World::new().await;
     let beyond = [
-        CreateRequest { template: String::new(), ..request() },
-        CreateRequest { kernel: Some("vmlinuz".into()), ..request() },
+        CreateRequest { source: Source::Template(Fresh { template: String::new(), ..fresh() }), ..request() },
+        CreateRequest { source: Source::Template(Fresh { kernel: Some("vmlinuz".into()), ..fresh() }), ..request() },
+        CreateRequest { source: Source::Snapshot("No name".to_owned()), ..request() },
         CreateRequest { metadata: (0..65).map(|n| (n.to_string(), String::new())).collect(), ..request() },
         CreateRequest { metadata: BTreeMap::from([("k".repeat(257), String::new())]), ..request() },
         CreateRequest { metadata: BTreeMap::from([("k".to_owned(), "v".repeat(4097))]), ..request() },

@@ -1,0 +1,97 @@
+//! Templates and their warm images.
+
+use super::*;
+use crate::host_agent::{SnapshotRequest, Start, TemplateView};
+
+/// A template `own`, from a snapshot of a sandbox.
+async fn own(world: &World) -> TemplateView {
+    let id = world.create().await.id;
+    let snapshot = world.remote.snapshot(&id, SnapshotRequest::default()).await.unwrap().view;
+    let made = world.remote.template_from_snapshot(snapshot.id.as_str(), "own").await.unwrap();
+    assert_eq!(made, fake::template_view("own", &snapshot));
+    made
+}
+
+fn of_own(vcpus: u32) -> Fresh {
+    let shape = Shape { vcpus, memory: Mib(256), disk: Some(Mib(2048)) };
+    Fresh { template: "own".to_owned(), kernel: None, shape, cold: false }
+}
+
+fn create(fresh: Fresh) -> CreateRequest {
+    CreateRequest { source: Source::Template(fresh), ..request() }
+}
+
+#[tokio::test]
+async fn a_template_is_made_listed_warmed_and_removed() {
+    let world = World::new().await;
+    let remote = &world.remote;
+    assert_eq!(remote.templates().await.unwrap(), []);
+    let made = own(&world).await;
+    assert_eq!(made.warm.len(), 1);
+    assert_eq!(remote.templates().await.unwrap(), [made]);
+
+    let there = remote.warm(of_own(2), SOON).await.unwrap();
+    assert_eq!((there.view, there.made), (fake::warm_view(2, Mib(256), Mib(2048)), false));
+    let another = remote.warm(of_own(4), SOON).await.unwrap();
+    assert_eq!((another.view.vcpus, another.made, &*another.timings[0].phase), (4, true, "boot"));
+
+    assert_eq!(remote.create(create(of_own(4))).await.unwrap().changed.view.start, Start::Warm);
+    assert_eq!(remote.create(create(of_own(3))).await.unwrap().changed.view.start, Start::Cold);
+    let cold = Fresh { cold: true, ..of_own(4) };
+    assert_eq!(remote.create(create(cold)).await.unwrap().changed.view.start, Start::Cold);
+
+    assert_eq!(remote.remove_template("own").await.unwrap().warm.len(), 2);
+    assert_eq!(remote.remove_template("own").await.unwrap_err().code, Code::NotFound);
+    assert_eq!(remote.warm(of_own(1), SOON).await.unwrap_err().message, "there is no template `own`");
+}
+
+#[tokio::test]
+async fn a_template_with_more_warm_images_than_are_told_of_still_fits_a_message() {
+    let world = World::new().await;
+    own(&world).await;
+    for vcpus in 3..3 + u32::try_from(limits::WARM_IMAGES_MAX).unwrap() {
+        world.fake.warm(of_own(vcpus), SOON).await.unwrap();
+    }
+    let warm = &world.remote.templates().await.unwrap()[0].warm;
+    assert_eq!(warm.len(), limits::WARM_IMAGES_MAX);
+}
+
+#[tokio::test]
+async fn refusals_keep_their_code_and_their_text() {
+    let world = World::new().await;
+    let remote = &world.remote;
+    own(&world).await;
+    assert_eq!(remote.template_from_snapshot("none", "a").await.unwrap_err().message, "there is no snapshot `none`");
+    for code in Code::ALL {
+        let error = AgentError { code, message: format!("cannot do it: \"{}\"\n ü", code.as_str()) };
+        world.fake.failures.lock().unwrap().extend(std::iter::repeat_n(error.clone(), 4));
+        assert_eq!(remote.templates().await.unwrap_err(), error);
+        assert_eq!(remote.warm(of_own(1), SOON).await.unwrap_err(), error);
+        assert_eq!(remote.remove_template("own").await.unwrap_err(), error);
+        assert_eq!(remote.template_from_snapshot("a", "b").await.unwrap_err(), error);
+    }
+    assert_eq!(remote.templates().await.unwrap()[0].warm.len(), 1, "nothing was changed");
+}
+
+#[tokio::test]
+async fn what_is_beyond_the_limits_never_reaches_the_agent() {
+    let world = World::new().await;
+    let remote = &world.remote;
+    own(&world).await;
+    for (fresh, limit) in [
+        (Fresh { template: String::new(), ..of_own(1) }, SOON),
+        (Fresh { template: "x".repeat(257), ..of_own(1) }, SOON),
+        (Fresh { kernel: Some("vmlinuz".into()), ..of_own(1) }, SOON),
+        (of_own(1), Duration::from_secs(3601)),
+    ] {
+        assert_eq!(remote.warm(fresh, limit).await.unwrap_err().code, Code::Invalid);
+    }
+    for (snapshot, name) in [("", "a"), ("a", ""), ("a", "A"), ("a", "../up"), ("/", "a"), ("a", &"x".repeat(65))] {
+        let refused = remote.template_from_snapshot(snapshot, name).await.unwrap_err();
+        assert_eq!(refused.code, Code::Invalid, "{snapshot} {name}");
+    }
+    for name in ["", &"x".repeat(257)] {
+        assert_eq!(remote.remove_template(name).await.unwrap_err().code, Code::Invalid);
+    }
+    assert_eq!(remote.templates().await.unwrap()[0].warm.len(), 1);
+}
