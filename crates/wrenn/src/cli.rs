@@ -1,6 +1,8 @@
 //! The command line, as data.
 
 mod sandbox;
+mod snapshot;
+mod template;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +13,8 @@ use wrenn_engine::storage::Backend;
 use wrenn_engine::vmm::{Accel, DriverKind};
 
 pub use sandbox::{AgentArgs, AttachArgs, CreateArgs, ExecArgs, RepairArgs, SandboxVerb, ShellArgs};
+pub use snapshot::{ForkArgs, ForkcheckArgs, RollbackArgs, SnapshotVerb};
+pub use template::{TemplateVerb, WarmArgs};
 
 /// Sandboxes in microVMs, self-hosted, from one binary.
 #[derive(Debug, Parser)]
@@ -55,7 +59,12 @@ pub enum Verb {
     Shell(ShellArgs),
     /// Finish or undo what left a sandbox in need of it.
     Repair(RepairArgs),
-    /// Build and list templates.
+    /// Keep what sandboxes are, to start others from it or to go back to it.
+    #[command(subcommand)]
+    Snapshot(SnapshotVerb),
+    /// Fork a sandbox many times, and see whether the forks have anything in common that they must not.
+    Forkcheck(ForkcheckArgs),
+    /// Build templates, keep them warm, list and remove them.
     #[command(subcommand)]
     Template(TemplateVerb),
     /// Say what this host can do, and the remedy for what it cannot.
@@ -86,6 +95,9 @@ pub struct RunArgs {
     /// Disk in MiB; at least, and by default, the template's size.
     #[arg(long, value_name = "MIB")]
     pub disk: Option<u32>,
+    /// Boot it, even where a warm image is there.
+    #[arg(long)]
+    pub cold: bool,
     /// What the sandbox is made with; the best this host has by default.
     #[command(flatten)]
     pub drivers: Drivers,
@@ -141,28 +153,6 @@ impl Drivers {
     }
 }
 
-/// What can be done with templates.
-#[derive(Debug, Subcommand)]
-pub enum TemplateVerb {
-    /// Build a template, and the kernel if there is none yet; nothing to do when its inputs are unchanged.
-    Build {
-        /// `minimal` (busybox, seconds) or `base` (Debian with Python, a minute).
-        name: String,
-        /// Build again from the newest packages, and take the newest kernel.
-        #[arg(long)]
-        refresh: bool,
-        /// Print the manifest as JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// List what is built.
-    Ls {
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
-}
-
 /// How `doctor` answers.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
@@ -191,11 +181,11 @@ mod tests {
 
     #[test]
     fn everything_after_the_command_is_the_commands() {
-        let cli = Cli::parse_from(["wrenn", "run", "-e", "A=b=c", "--", "ls", "--json", "-t"]);
+        let cli = Cli::parse_from(["wrenn", "run", "-e", "A=b=c", "--", "ls", "--json", "-t", "--cold"]);
         let Verb::Run(run) = cli.verb else { panic!("not run") };
-        assert_eq!(run.command, ["ls", "--json", "-t"]);
+        assert_eq!(run.command, ["ls", "--json", "-t", "--cold"]);
         assert_eq!(run.env, [("A".to_owned(), "b=c".to_owned())]);
-        assert!(!run.json);
+        assert!(!run.json && !run.cold);
     }
 
     #[test]

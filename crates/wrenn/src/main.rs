@@ -7,9 +7,11 @@ mod cli;
 mod doctor;
 mod embedded;
 mod execution;
+mod forkcheck;
 mod host;
 mod run;
 mod sandbox;
+mod snapshot;
 mod template;
 mod words;
 
@@ -33,6 +35,8 @@ fn main() -> ExitCode {
         Verb::Sandbox(verb) => sandbox::run(&cli.dir, verb),
         Verb::Shell(args) => sandbox::shell(&cli.dir, args),
         Verb::Repair(args) => sandbox::repair(&cli.dir, args),
+        Verb::Snapshot(verb) => snapshot::run(&cli.dir, verb),
+        Verb::Forkcheck(args) => forkcheck::run(&cli.dir, args),
         Verb::Template(verb) => template::run(&cli.dir, verb),
         Verb::Doctor(args) => doctor::run(&host::options(&cli.dir, &cli.programs, Depth::All), args.json),
     };

@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 use wrenn_agent::envd_client::{Command, EnvdClient, EnvdError};
 use wrenn_agent::guest_link;
-use wrenn_agent::host_agent::{Code, CreateRequest, Created, HostAgent, OnTimeout, View};
+use wrenn_agent::host_agent::{Code, CreateRequest, Created, Fresh, HostAgent, OnTimeout, Source, Start, View};
 use wrenn_agent::reconcile;
 use wrenn_agent::sandbox::{self, CreateError, Owner, Sandbox, Shape, Stopwatch, Timing, Trouble};
 use wrenn_engine::storage::Backend;
@@ -162,9 +162,12 @@ impl Keeper for Own<'_> {
 /// What is asked for; it goes with this process in any case.
 fn request(args: &RunArgs) -> anyhow::Result<CreateRequest> {
     Ok(CreateRequest {
-        template: args.template.clone(),
-        kernel: args.kernel.as_deref().map(std::path::absolute).transpose()?,
-        shape: Shape { vcpus: args.vcpus, memory: Mib(args.memory), disk: args.disk.map(Mib) },
+        source: Source::Template(Fresh {
+            template: args.template.clone(),
+            kernel: args.kernel.as_deref().map(std::path::absolute).transpose()?,
+            shape: Shape { vcpus: args.vcpus, memory: Mib(args.memory), disk: args.disk.map(Mib) },
+            cold: args.cold,
+        }),
         env: Default::default(),
         metadata: Default::default(),
         timeout: None,
@@ -245,15 +248,21 @@ struct Made {
     id: String,
     vmm: Description,
     storage: Backend,
+    start: Start,
 }
 
 impl Made {
     fn of_sandbox(sandbox: &Sandbox) -> Self {
-        Self { id: sandbox.id().to_string(), vmm: sandbox.vmm().clone(), storage: sandbox.storage() }
+        Self {
+            id: sandbox.id().to_string(),
+            vmm: sandbox.vmm().clone(),
+            storage: sandbox.storage(),
+            start: sandbox.start(),
+        }
     }
 
     fn of_view(view: &View) -> Self {
-        Self { id: view.id.to_string(), vmm: view.vmm.clone(), storage: view.storage }
+        Self { id: view.id.to_string(), vmm: view.vmm.clone(), storage: view.storage, start: view.start }
     }
 }
 
@@ -264,7 +273,7 @@ fn json(made: &Made, exit_code: u8, error: Option<String>, output: &Captured, ti
         "id": made.id,
         "vmm": made.vmm,
         "storage": made.storage,
-        "start": "cold",
+        "start": made.start,
         "exit_code": exit_code,
         "error": error,
         "stdout": output.stdout.json(),

@@ -1,10 +1,14 @@
 //! Small words that several verbs print.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use wrenn_agent::sandbox::Timing;
+
+/// What is shown of an id that is a hash, in characters.
+const ID_CHARS: usize = 12;
 
 /// A duration in milliseconds, to the microsecond.
 pub fn millis(took: Duration) -> f64 {
@@ -41,6 +45,28 @@ pub fn age(duration: Duration) -> String {
         // Two of a unit and more: a minute and a half is better said in seconds.
         .find(|(unit, _)| seconds >= 2 * unit)
         .map_or_else(|| format!("{seconds}s"), |(unit, letter)| format!("{}{letter}", seconds / unit))
+}
+
+/// How long ago something was, in its largest unit.
+pub fn since(then_unix_ms: u64, now_unix_ms: u64) -> String {
+    age(Duration::from_millis(now_unix_ms.saturating_sub(then_unix_ms)))
+}
+
+/// Now.
+pub fn now_unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The beginning of a long id is enough for people.
+pub fn short(id: &str) -> String {
+    printable_line(&id.chars().take(ID_CHARS).collect::<String>())
+}
+
+/// How long each step took, for programs.
+pub fn timings_json(timings: &[Timing]) -> Value {
+    let timings = timings.iter().map(|timing| (timing.phase.clone().into_owned(), millis(timing.took).into()));
+    Value::Object(timings.collect::<Map<_, _>>())
 }
 
 /// An amount of memory or disk in its largest unit: `1.5 GiB`.

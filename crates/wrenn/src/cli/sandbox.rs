@@ -7,7 +7,7 @@ use wrenn_agent::faults::Faults;
 use wrenn_agent::host_agent::OnTimeout;
 use wrenn_engine::names::SandboxId;
 
-use super::{Drivers, key_value};
+use super::{Drivers, ForkArgs, RollbackArgs, key_value};
 
 /// How the agent starts and ends.
 #[derive(Debug, Default, Args)]
@@ -88,6 +88,10 @@ pub enum SandboxVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Make new sandboxes that go on from where this one is now; it goes on as before. Prints their ids.
+    Fork(ForkArgs),
+    /// Take a sandbox back to one of its snapshots; what it did since is lost.
+    Rollback(RollbackArgs),
     /// Change when a running sandbox's time is up.
     Timeout {
         /// Which sandbox.
@@ -138,6 +142,13 @@ pub struct CreateArgs {
     /// Template to start from; see `wrenn template ls`.
     #[arg(short, long, default_value = "minimal")]
     pub template: String,
+    /// Start from this snapshot instead, by its name or id: its memory and disk, size and environment.
+    #[arg(
+        long,
+        value_name = "SNAPSHOT",
+        conflicts_with_all = ["template", "kernel", "vcpus", "memory", "disk", "env", "cold"]
+    )]
+    pub snapshot: Option<String>,
     /// Boot this kernel image instead of the one Wrenn prepared.
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<std::path::PathBuf>,
@@ -150,6 +161,9 @@ pub struct CreateArgs {
     /// Disk in MiB; at least, and by default, the template's size.
     #[arg(long, value_name = "MIB")]
     pub disk: Option<u32>,
+    /// Boot it, even where a warm image is there.
+    #[arg(long)]
+    pub cold: bool,
     /// Set an environment variable for every process in it; may be repeated.
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value)]
     pub env: Vec<(String, String)>,
@@ -314,6 +328,21 @@ mod tests {
         assert_eq!((create.boot_timeout, create.json), (Duration::from_secs(120), true));
         let SandboxVerb::Create(create) = sandbox("create") else { panic!("not create") };
         assert_eq!((create.timeout, create.on_timeout), (None, AtTimeout::Destroy));
+        assert_eq!((create.snapshot, create.cold), (None, false));
+        let SandboxVerb::Create(create) = sandbox("create --cold") else { panic!("not create") };
+        assert!(create.cold);
+    }
+
+    #[test]
+    fn what_a_snapshot_decides_cannot_be_asked_for() {
+        let SandboxVerb::Create(create) = sandbox("create --snapshot before --metadata a=b --timeout 1m") else {
+            panic!("not create")
+        };
+        assert_eq!(create.snapshot.as_deref(), Some("before"));
+        for other in ["-t base", "--kernel f", "--vcpus 1", "--memory 256", "--disk 64", "-e A=b", "--cold"] {
+            let error = parse(&format!("wrenn sandbox create --snapshot before {other}")).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ArgumentConflict, "{other}");
+        }
     }
 
     #[test]

@@ -74,6 +74,11 @@ impl Kept {
         Ok(())
     }
 
+    /// As text; what is none is replaced.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+
     /// `text` when it is UTF-8, `base64` otherwise; `bytes` is how many there were, `truncated` whether some are missing.
     pub fn json(&self) -> Value {
         let truncated = self.total > self.bytes.len() as u64;

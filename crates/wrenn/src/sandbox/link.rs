@@ -59,7 +59,7 @@ impl Link {
             let asked = self.remote.get(id).await;
             let is_passing = match &asked {
                 Ok(view) => match view.phase {
-                    Phase::Creating | Phase::Pausing | Phase::Resuming => true,
+                    Phase::Creating | Phase::Pausing | Phase::Resuming | Phase::Capturing | Phase::RollingBack => true,
                     Phase::Running | Phase::Paused | Phase::Stopped | Phase::NeedsRepair | Phase::Destroying => false,
                 },
                 Err(error) => error.code == Code::Unavailable,
@@ -124,7 +124,7 @@ fn became(id: &SandboxId, view: &View, place: Option<Place>) -> anyhow::Error {
         }
         Phase::NeedsRepair => anyhow!("the sandbox needs a repair{why}: `wrenn repair {id}`"),
         Phase::Destroying => anyhow!("the sandbox was destroyed{why}"),
-        Phase::Creating | Phase::Running | Phase::Pausing | Phase::Resuming => {
+        Phase::Creating | Phase::Running | Phase::Pausing | Phase::Resuming | Phase::Capturing | Phase::RollingBack => {
             anyhow!("the sandbox is {}{why} for a long time; see `wrenn sandbox get {id}`", view.phase)
         }
     }

@@ -5,6 +5,7 @@
 //! [`crate::execution`].
 
 mod exec;
+mod fork;
 mod link;
 mod shell;
 mod show;
@@ -12,13 +13,13 @@ mod terminal;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
 use wrenn_agent::guest_link;
 use wrenn_agent::host_agent::{
-    AgentError, Changed, CreateRequest, HostAgent, PauseOptions, ResumeOptions, Timeout, View,
+    AgentError, Changed, CreateRequest, Fresh, HostAgent, PauseOptions, ResumeOptions, Source, Timeout, View,
 };
 use wrenn_agent::policy::{self, Verb};
 use wrenn_agent::sandbox::Shape;
@@ -27,7 +28,7 @@ use wrenn_engine::units::Mib;
 
 use crate::EXIT_FAILED;
 use crate::cli::{CreateArgs, RepairArgs, SandboxVerb, ShellArgs};
-use crate::words::{kept, printable};
+use crate::words::{kept, now_unix_ms, printable, timings_json};
 
 pub use link::{Link, Through, find};
 
@@ -49,6 +50,12 @@ pub fn run(dir: &Path, verb: SandboxVerb) -> Result<ExitCode> {
             SandboxVerb::Resume { id, timeout, boot_timeout, json } => {
                 let options = ResumeOptions { ready_limit: boot_timeout, timeout };
                 changed(link.agent().resume(&id, options).await?, "runs", json)
+            }
+            SandboxVerb::Fork(args) => fork::fork(&link, args).await,
+            SandboxVerb::Rollback(args) => {
+                let options = ResumeOptions { ready_limit: args.boot_timeout, timeout: args.timeout };
+                let back = link.agent().rollback(&args.id, &args.snapshot, options).await?;
+                changed(back, &format!("is back at {}", args.snapshot), args.json)
             }
             SandboxVerb::Timeout { id, time, on_timeout, json } => {
                 let timeout = Timeout { after: time.0, on_timeout: on_timeout.map(Into::into) };
@@ -74,7 +81,8 @@ pub fn shell(dir: &Path, args: ShellArgs) -> Result<ExitCode> {
     block_on(async { shell::shell(Link::require(dir).await?, args).await })
 }
 
-fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+/// Sees `work` through.
+pub fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(work);
     // Not waited for: a thread may be in a write to a terminal that nobody reads.
@@ -84,10 +92,17 @@ fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
 
 /// A sandbox as the command line wants it.
 pub fn create_request(args: CreateArgs) -> Result<CreateRequest> {
+    let source = match args.snapshot {
+        Some(snapshot) => Source::Snapshot(snapshot),
+        None => Source::Template(Fresh {
+            template: args.template,
+            kernel: args.kernel.map(std::path::absolute).transpose()?,
+            shape: Shape { vcpus: args.vcpus, memory: Mib(args.memory), disk: args.disk.map(Mib) },
+            cold: args.cold,
+        }),
+    };
     Ok(CreateRequest {
-        template: args.template,
-        kernel: args.kernel.map(std::path::absolute).transpose()?,
-        shape: Shape { vcpus: args.vcpus, memory: Mib(args.memory), disk: args.disk.map(Mib) },
+        source,
         env: args.env.into_iter().collect(),
         metadata: args.metadata.into_iter().collect(),
         timeout: args.timeout,
@@ -175,7 +190,7 @@ async fn remove(link: &Link, ids: &[SandboxId], json: bool) -> Result<ExitCode> 
 
 fn removed_json(id: &SandboxId, answer: &Result<Changed, AgentError>) -> Value {
     match answer {
-        Ok(changed) => json!({ "id": id.as_str(), "error": null, "timings_ms": show::timings_json(&changed.timings) }),
+        Ok(changed) => json!({ "id": id.as_str(), "error": null, "timings_ms": timings_json(&changed.timings) }),
         Err(error) => json!({
             "id": id.as_str(),
             "error": { "code": error.code, "message": error.message },
@@ -231,7 +246,7 @@ async fn usable(link: &Link, id: &SandboxId) -> Result<View> {
     Ok(view)
 }
 
-fn now_unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+#[cfg(test)]
+pub mod tests {
+    pub use super::show::tests::view;
 }

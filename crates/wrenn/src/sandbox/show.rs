@@ -1,19 +1,14 @@
 //! Sandboxes as they are printed: aligned tables for people, JSON for programs. Pure.
 
-use std::time::Duration;
-
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use wrenn_agent::envd_client::RunningProcess;
-use wrenn_agent::host_agent::{Changed, OnTimeout, Stat, View};
-use wrenn_agent::sandbox::Timing;
+use wrenn_agent::host_agent::{AgentError, Changed, Forked, OnTimeout, Stat, View};
 use wrenn_engine::names::SandboxId;
 
-use crate::words::{age, bytes, columns, millis, printable_line};
+use crate::words::{bytes, columns, printable_line, short, since, timings_json};
 
 /// Longest command line shown in a table, in characters.
 const COMMAND_CHARS_MAX: usize = 100;
-/// What is shown of an id that is a hash, in characters.
-const ID_CHARS: usize = 12;
 
 /// Whether the secret that opens a guest is in the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +52,7 @@ pub fn details(view: &View, now_unix_ms: u64) -> String {
         ["memory".to_owned(), view.memory.to_string()],
         ["disk".to_owned(), format!("{} ({})", view.disk, view.storage)],
         ["vmm".to_owned(), format!("{} {} ({})", view.vmm.driver, view.vmm.version, view.vmm.accel)],
+        ["start".to_owned(), view.start.to_string()],
     ];
     if let Some(reason) = &view.reason {
         rows.insert(2, ["reason".to_owned(), printable_line(reason)]);
@@ -72,10 +68,6 @@ pub fn details(view: &View, now_unix_ms: u64) -> String {
 fn remarks(view: &View) -> String {
     let labels = view.metadata.iter().map(|(key, value)| format!("{key}={value}"));
     view.reason.iter().cloned().chain(labels).collect::<Vec<_>>().join(", ")
-}
-
-fn since(then_unix_ms: u64, now_unix_ms: u64) -> String {
-    age(Duration::from_millis(now_unix_ms.saturating_sub(then_unix_ms)))
 }
 
 fn deadline(view: &View, now_unix_ms: u64) -> String {
@@ -99,11 +91,6 @@ fn on_timeout(on_timeout: OnTimeout) -> &'static str {
         OnTimeout::Pause => "pause",
         OnTimeout::Destroy => "destroy",
     }
-}
-
-/// The beginning of a long id is enough for people.
-fn short(id: &str) -> String {
-    printable_line(&id.chars().take(ID_CHARS).collect::<String>())
 }
 
 /// What a sandbox takes.
@@ -153,6 +140,7 @@ pub fn view_json(view: &View, token: Token) -> Value {
         "disk_mib": view.disk,
         "vmm": view.vmm,
         "storage": view.storage,
+        "start": view.start,
         "metadata": view.metadata,
     });
     match token {
@@ -169,17 +157,26 @@ pub fn changed_json(changed: &Changed, token: Token) -> Value {
     value
 }
 
-/// How long each step took, for programs.
-pub fn timings_json(timings: &[Timing]) -> Value {
-    let timings = timings.iter().map(|timing| (timing.phase.clone().into_owned(), millis(timing.took).into()));
-    Value::Object(timings.collect::<Map<_, _>>())
+/// Forks, for programs: for each either the sandbox or the error.
+pub fn forked_json(parent: &SandboxId, forked: &Forked) -> Value {
+    let child = |child: &Result<Changed, AgentError>| match child {
+        Ok(changed) => json!({ "sandbox": changed_json(changed, Token::Shown), "error": null }),
+        Err(error) => json!({ "sandbox": null, "error": { "code": error.code, "message": error.message } }),
+    };
+    json!({
+        "id": parent.as_str(),
+        "forks": forked.children.iter().map(child).collect::<Value>(),
+        "timings_ms": timings_json(&forked.timings),
+    })
 }
 
 #[cfg(test)]
 pub mod tests {
     use std::collections::BTreeMap;
+    use std::time::Duration;
 
-    use wrenn_agent::host_agent::Phase;
+    use wrenn_agent::host_agent::{Code, Phase, Start};
+    use wrenn_agent::sandbox::Timing;
     use wrenn_engine::storage::Backend;
     use wrenn_engine::units::Mib;
     use wrenn_engine::vmm::{Accel, Description, DriverKind};
@@ -204,6 +201,7 @@ pub mod tests {
             disk: Mib(4096),
             vmm: Description { driver: DriverKind::Qemu, version: "10.0.2".to_owned(), accel: Accel::Tcg },
             storage: Backend::Qcow2,
+            start: Start::Warm,
             metadata: BTreeMap::from([("owner".to_owned(), "me".to_owned())]),
             access_token: "secret".to_owned(),
         }
@@ -246,6 +244,7 @@ vcpus      2
 memory     512 MiB
 disk       4096 MiB (qcow2)
 vmm        qemu 10.0.2 (tcg)
+start      warm
 label      owner=me
 "
         );
@@ -308,11 +307,31 @@ vmm pid         4711
             "disk_mib": 4096,
             "vmm": { "driver": "qemu", "version": "10.0.2", "accel": "tcg" },
             "storage": "qcow2",
+            "start": "warm",
             "metadata": { "owner": "me" },
             "timings_ms": { "boot": 1234.567 },
         });
         assert_eq!(changed_json(&changed, Token::Hidden), expected);
         expected["access_token"] = "secret".into();
         assert_eq!(changed_json(&changed, Token::Shown), expected);
+    }
+
+    #[test]
+    fn each_fork_is_a_sandbox_or_an_error() {
+        let made = Changed { view: view(), timings: Vec::new() };
+        let error = AgentError { code: Code::Exhausted, message: "no room".to_owned() };
+        let timings = vec![Timing { phase: "capture".into(), took: Duration::from_millis(5) }];
+        let forked = Forked { children: vec![Ok(made.clone()), Err(error)], timings };
+        assert_eq!(
+            forked_json(&"sb000000000000000000".parse().unwrap(), &forked),
+            json!({
+                "id": "sb000000000000000000",
+                "forks": [
+                    { "sandbox": changed_json(&made, Token::Shown), "error": null },
+                    { "sandbox": null, "error": { "code": "exhausted", "message": "no room" } },
+                ],
+                "timings_ms": { "capture": 5.0 },
+            })
+        );
     }
 }

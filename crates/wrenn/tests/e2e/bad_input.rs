@@ -130,3 +130,69 @@ fn root_no_images_at_all_says_how_to_build_them() {
     assert!(text(&output.stderr).contains("wrenn template build minimal"), "{}", text(&output.stderr));
     assert_refused(world, &output, &["minimal"]);
 }
+
+/// No sandbox has it.
+const NOBODY: &str = "sb0123456789abcdefgh";
+
+#[test]
+fn root_what_needs_an_agent_says_how_to_start_one() {
+    let world = World::without_images();
+    for args in [
+        &["sandbox", "fork", NOBODY, "--count", "2"][..],
+        &["sandbox", "rollback", NOBODY, "before"],
+        &["sandbox", "create", "--snapshot", "before"],
+        &["snapshot", "create", NOBODY],
+        &["snapshot", "ls"],
+        &["snapshot", "rm", "before"],
+        &["template", "warm", "minimal"],
+        &["template", "rm", "minimal"],
+        &["template", "from-snapshot", "before", "own"],
+        &["forkcheck"],
+    ] {
+        assert_failed(&world.output(args), &["no agent runs", "start one: `wrenn agent`"]);
+    }
+    world.finish();
+}
+
+#[test]
+fn root_templates_are_listed_without_an_agent_but_not_what_is_warm() {
+    let world = World::new();
+    let listed = world.output(&["template", "ls", "--json"]);
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let minimal = listed["templates"].as_array().unwrap().iter().find(|template| template["name"] == "minimal");
+    assert_eq!(minimal.unwrap()["warm"], serde_json::Value::Null);
+    let table = world.output(&["template", "ls"]);
+    assert!(text(&table.stdout).lines().any(|line| line.starts_with("minimal ") && line.contains(" ? ")), "{table:?}");
+    world.finish();
+}
+
+#[test]
+fn root_an_agent_refuses_names_that_are_none_and_counts_beyond_its_limits() {
+    let world = World::new();
+    let agent = world.agent(&[]);
+    let long = "x".repeat(65);
+    for (args, words) in [
+        (&["sandbox", "fork", NOBODY, "--count", "0"][..], "0 forks: 1 to 1024"),
+        (&["sandbox", "fork", NOBODY, "--count", "1025"], "1025 forks: 1 to 1024"),
+        (&["sandbox", "fork", NOBODY, "--timeout", "400days"], "a timeout of 1year"),
+        (&["sandbox", "rollback", NOBODY, "Before"], "`Before` cannot be a snapshot's name"),
+        (&["sandbox", "create", "--snapshot", ".hidden"], "`.hidden` cannot be a snapshot's name"),
+        (&["snapshot", "create", NOBODY, "--name", "a/b"], "`a/b` cannot be a snapshot's name"),
+        (&["snapshot", "create", NOBODY, "--name", "sn0123456789abcdefgh"], "the form of an id"),
+        (&["snapshot", "rm", ""], "`` cannot be a snapshot's name"),
+        (&["template", "warm", "minimal", "--boot-timeout", "2h"], "a boot timeout of 2h: 1h is the most"),
+        (&["template", "rm", ""], "a template's name of 0 bytes"),
+        (&["template", "from-snapshot", "before", &long], "cannot be a template's name: 1 to 64 characters"),
+        (&["forkcheck", "-t", ""], "a template's name of 0 bytes"),
+    ] {
+        assert_failed(&world.output(args), &[words]);
+    }
+    // With `--json` a refusal is an answer like any other.
+    let removed = world.output(&["snapshot", "rm", "No", "Neither", "--json"]);
+    assert_eq!(removed.status.code(), Some(125));
+    let removed: serde_json::Value = serde_json::from_slice(&removed.stdout).unwrap();
+    let codes: Vec<_> = removed.as_array().unwrap().iter().map(|answer| &answer["error"]["code"]).collect();
+    assert_eq!(codes, ["invalid", "invalid"]);
+    agent.stop();
+    world.finish_agent();
+}
