@@ -1,10 +1,13 @@
-//! What a machine calls itself: its name, how the name resolves, its machine id.
+//! What a machine calls itself: its name, how the name resolves, its machine id, the id of its boot.
 //!
 //! wrenn-init writes it at boot, envd when the host says that the machine is another one from now on (a fork).
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+use rustix::mount::MountFlags;
 
 const ETC: &str = "/etc";
 /// The address Debian gives a machine's own name; everything else in /etc/hosts belongs to the template or the user.
@@ -12,6 +15,11 @@ const OWN_ADDRESS: &str = "127.0.1.1";
 const HOSTS_DEFAULT: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
 /// Longest host name the kernel takes.
 const NAME_BYTES_MAX: usize = 64;
+
+/// Where programs read which boot of which machine this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// What is mounted there in a machine that was not booted, but began as another's memory. Gone with the memory.
+const BOOT_ID_FILE: &str = "/run/wrenn/boot_id";
 
 /// Why a machine has not got its name or id.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +35,16 @@ pub enum IdentityError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A file could not be mounted.
+    #[error("cannot mount {} over {}", file.display(), target.display())]
+    Cover {
+        /// The file.
+        file: PathBuf,
+        /// The place.
+        target: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
 }
 
 /// 1 to 64 characters of `[a-z0-9-]`.
@@ -38,6 +56,13 @@ pub fn is_name(text: &str) -> bool {
 /// 32 hex digits in lower case (machine-id(5)).
 pub fn is_machine_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+/// A UUID in lower case: groups of 8, 4, 4, 4 and 12 hex digits.
+pub fn is_boot_id(text: &str) -> bool {
+    let digits = text.replace('-', "");
+    let groups = text.split('-').map(str::len);
+    is_machine_id(&digits) && groups.eq([8, 4, 4, 4, 12])
 }
 
 /// Sets the host name, in the kernel and in its files.
@@ -56,6 +81,41 @@ fn write_hostname(etc: &Path, name: &str) -> Result<(), IdentityError> {
 /// Sets the machine id.
 pub fn set_machine_id(id: &str) -> Result<(), IdentityError> {
     put(&Path::new(ETC).join("machine-id"), &format!("{id}\n"))
+}
+
+/// Sets the boot id, as far as programs can read it: the kernel's own cannot be changed. A program in a mount namespace that
+/// it made before the first time, or with a /proc of its own, still reads that one.
+pub fn set_boot_id(id: &str) -> Result<(), IdentityError> {
+    cover(Path::new(BOOT_ID), Path::new(BOOT_ID_FILE), &format!("{id}\n"))
+}
+
+/// Has `target` say `text` by mounting `file` over it. One that is mounted there already is written again, not mounted again:
+/// so whoever has got the mount from us in a namespace of its own reads the new text as well.
+fn cover(target: &Path, file: &Path, text: &str) -> Result<(), IdentityError> {
+    write_in_place(file, text).map_err(|source| IdentityError::Write { path: file.to_owned(), source })?;
+    let mounted = || -> io::Result<()> {
+        if is_same(target, file)? {
+            return Ok(());
+        }
+        rustix::mount::mount_bind(file, target)?;
+        // As little to be written to as what it hides.
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        Ok(rustix::mount::mount_remount(target, flags, c"")?)
+    };
+    mounted().map_err(|source| IdentityError::Cover { file: file.to_owned(), target: target.to_owned(), source })
+}
+
+fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o444).open(path)?;
+    file.write_all(text.as_bytes())
+}
+
+fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
+    let (one, other) = (std::fs::metadata(one)?, std::fs::metadata(other)?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 /// Replaces a file, also where it was a link into a /run that is gone; leaves it alone if it says the same already.
@@ -110,6 +170,40 @@ mod tests {
         ] {
             assert_eq!((is_name(text), is_machine_id(text)), (name, id), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_boot_id_has_the_form_of_the_kernel_s() {
+        assert!(is_boot_id(std::fs::read_to_string(BOOT_ID).unwrap().trim()));
+        for text in [
+            "",
+            "0123456789abcdef0123456789abcdef",
+            "01234567-89AB-cdef-0123-456789abcdef",
+            "01234567-89ab-cdef-0123-456789abcde",
+            "0123456-789ab-cdef-0123-456789abcdef",
+            "01234567-89ab-cdef-0123-456789abcdef-",
+            "01234567-89ab-cdef-0123-456789abcdef\n",
+        ] {
+            assert!(!is_boot_id(text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn root_a_file_is_covered_once_and_says_the_last_text() {
+        assert!(rustix::process::geteuid().is_root(), "this test needs root: it mounts a file over another");
+        let folder = tempfile::tempdir().unwrap();
+        let (target, file) = (folder.path().join("target"), folder.path().join("run/file"));
+        std::fs::write(&target, "the kernel's").unwrap();
+        for text in ["first", "second is longer", "third"] {
+            cover(&target, &file, text).unwrap();
+            assert_eq!(std::fs::read_to_string(&target).unwrap(), text);
+            assert!(std::fs::write(&target, "mine").is_err(), "it can be read only");
+        }
+        rustix::mount::unmount(&target, rustix::mount::UnmountFlags::DETACH).unwrap();
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "the kernel's", "there was one mount");
+        cover(&target, &file, "fourth").unwrap();
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "fourth", "also after somebody took it away");
+        rustix::mount::unmount(&target, rustix::mount::UnmountFlags::DETACH).unwrap();
     }
 
     #[test]

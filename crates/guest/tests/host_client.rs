@@ -145,20 +145,23 @@ async fn signed_calls_are_taken_and_answered() {
     let client = client(&envd);
     let id: SandboxId = envd.id.parse().unwrap();
     let host = HostKey { key: envd.key(), id: &id };
-    let reading = client.clock(host).await.unwrap();
+    let mut line = client.reach(Duration::from_secs(5)).await.unwrap();
+    let reading = line.clock(host).await.unwrap();
     assert!(reading.off_by_at_most() < Duration::from_secs(5), "{reading:?}");
     // This machine's own clock, which is right: it is not stepped, and would not let itself be.
-    let reading = client.set_clock(host, Duration::from_secs(5), Duration::from_secs(10)).await.unwrap();
+    let reading = line.set_clock(host, Duration::from_secs(5), Duration::from_secs(10)).await.unwrap();
     assert!(reading.off_by_at_most() < Duration::from_secs(5), "{reading:?}");
     client.sync(host, Duration::from_secs(30)).await.unwrap();
-    let resumed = Resumed { entropy: [0; 64], hostname: None, machine_id: None };
+    let resumed = Resumed { entropy: [0; 64], identity: None };
+    let (within, limit) = (Duration::from_secs(5), Duration::from_secs(10));
     for (what, answer) in [
         ("no cgroup", client.freeze(host).await),
         ("no cgroup", client.thaw(host).await),
         ("no guest", client.fs_freeze(host).await),
         ("no guest", client.fs_thaw(host).await),
-        ("no guest", client.resumed(host, &resumed).await.map(drop)),
-        ("no guest", client.set_clock(host, Duration::ZERO, Duration::from_secs(10)).await.map(drop)),
+        ("no guest", line.come_back(host, &resumed, within, limit).await.map(drop)),
+        ("no cgroup, on the same connection", line.thaw(host).await),
+        ("no guest", line.set_clock(host, Duration::ZERO, limit).await.map(drop)),
     ] {
         assert!(matches!(&answer, Err(EnvdError::Refused { code, .. }) if code == "503"), "{what}: {answer:?}");
     }
@@ -176,9 +179,10 @@ async fn a_client_that_knows_the_ceiling_is_taken_after_the_clock_went_back() {
     let host = HostKey { key: envd.key(), id: &id };
     let far = Nonces::starting_above(u64::MAX / 2);
     let dial: Arc<dyn Dial> = Arc::new(Loopback(envd.address));
-    EnvdClient::new(Arc::clone(&dial), TOKEN.to_owned(), far.clone()).clock(host).await.unwrap();
-    let forgetful = EnvdClient::new(Arc::clone(&dial), TOKEN.to_owned(), Nonces::default());
-    assert!(forgetful.clock(host).await.is_err(), "its numbers are of an earlier time");
-    let mindful = EnvdClient::new(dial, TOKEN.to_owned(), Nonces::starting_above(far.ceiling()));
-    mindful.clock(host).await.unwrap();
+    let (limit, token) = (Duration::from_secs(5), TOKEN.to_owned());
+    EnvdClient::new(Arc::clone(&dial), token.clone(), far.clone()).sync(host, limit).await.unwrap();
+    let forgetful = EnvdClient::new(Arc::clone(&dial), token.clone(), Nonces::default());
+    assert!(forgetful.sync(host, limit).await.is_err(), "its numbers are of an earlier time");
+    let mindful = EnvdClient::new(dial, token, Nonces::starting_above(far.ceiling()));
+    mindful.sync(host, limit).await.unwrap();
 }

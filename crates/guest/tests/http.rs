@@ -132,7 +132,7 @@ async fn calls_that_need_a_guest_say_so_outside_of_one() {
         assert!(answer.text().contains("without a cgroup"));
     }
     assert_eq!(envd.host_call("/sync", "").await.status, 204);
-    let entropy = format!("{{\"entropy\":\"{}\"}}", "AAAA".repeat(11));
+    let entropy = format!("{{\"host_unix_ns\":\"5\",\"entropy\":\"{}\"}}", "AAAA".repeat(11));
     // This machine's filesystem, clock and random generator are none of envd's.
     for (path, body) in
         [("/fsfreeze", ""), ("/fsthaw", ""), ("/clock", "{\"step_ns\":0}"), ("/resumed", entropy.as_str())]
@@ -159,7 +159,11 @@ async fn the_clock_is_told() {
 #[tokio::test]
 async fn bodies_that_a_call_does_not_know_are_refused() {
     let envd = Envd::ready().await;
-    let entropy = "AAAA".repeat(11);
+    const IDENTITY: &str = r#"{"sandbox_id":"sb2","access_token":"t","env_vars":{},"hostname":"h",
+        "machine_id":"0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f","boot_id":"0f0f0f0f-0f0f-0f0f-0f0f-0f0f0f0f0f0f"}"#;
+    let entropy = &"AAAA".repeat(11);
+    let resumed =
+        |time: &str, entropy: &str, more: &str| format!(r#"{{"host_unix_ns":"{time}","entropy":"{entropy}"{more}}}"#);
     for (path, body) in [
         ("/clock", "3".to_owned()),
         ("/clock", "{".to_owned()),
@@ -168,11 +172,13 @@ async fn bodies_that_a_call_does_not_know_are_refused() {
         ("/clock", "{\"step_ns\":9223372036854775808}".to_owned()),
         ("/clock", "{\"slew_ns\":5}".to_owned()),
         ("/resumed", String::new()),
-        ("/resumed", "{\"entropy\":\"AAAA\"}".to_owned()),
-        ("/resumed", "{\"entropy\":\"nonsense!\"}".to_owned()),
-        ("/resumed", format!("{{\"entropy\":\"{entropy}\",\"hostname\":\"../x\"}}")),
-        ("/resumed", format!("{{\"entropy\":\"{entropy}\",\"machine_id\":\"x\"}}")),
-        ("/resumed", format!("{{\"entropy\":\"{entropy}\",\"boot_id\":\"x\"}}")),
+        ("/resumed", resumed("5", "AAAA", "")),
+        ("/resumed", resumed("5", "nonsense!", "")),
+        ("/resumed", resumed("now", entropy, "")),
+        ("/resumed", resumed("5", entropy, r#","hostname":"sb2""#)),
+        ("/resumed", resumed("5", entropy, r#","identity":{"sandbox_id":"sb2"}"#)),
+        ("/resumed", resumed("5", entropy, &format!(r#","identity":{}"#, IDENTITY.replace("sb2", "../x")))),
+        ("/resumed", resumed("5", entropy, &format!(r#","identity":{}"#, IDENTITY.replace("0f0f0f0f-", "0F0F0F0F-")))),
     ] {
         let answer = envd.host_call(path, &body).await;
         assert_eq!(answer.status, 400, "{path} {body}: {answer:?}");

@@ -1,9 +1,13 @@
 //! Measuring a guest's clock, and setting it.
 //!
 //! ```text
-//!   host   sent ─────────── half of the round trip ─────────── received
-//!   guest                    └─ read somewhere in between: off by `offset`, give or take half of the round trip
+//!   host   sent ───────┐                          ┌──────► received
+//!   guest              └─► arrived ─► answered ───┘
 //! ```
+//! What lies between sent and received, but not between arrived and answered, is the round trip. The guest's clock is off by
+//! `offset`, the distance of the middles, give or take half of the round trip. /clock answers at once: there both are one
+//! moment.
+//!
 //! A guest that was paused is behind by the time it slept. It is stepped by what was measured until it is close enough for
 //! sure, which takes more than one try on a busy host only.
 
@@ -12,13 +16,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::time::{sleep, timeout};
 use wrenn_proto::envd::host_calls::{Clock, ClockAnswer};
 
-use super::host_call::{HostKey, parsed, signed};
-use super::http1::Line;
-use super::{CONNECT_LIMIT, EnvdClient, EnvdError};
+use super::EnvdError;
+use super::host_call::{CLOCK, HostKey, HostLine, parsed};
 
-const CALL: &str = "POST /clock";
-/// How long a guest has to tell its time.
-const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// Times that it is measured, and stepped, before we give up.
 const TRIES_MAX: usize = 20;
 /// Between two tries: what disturbed the last one may be over.
@@ -27,9 +27,9 @@ const TRY_GAP: Duration = Duration::from_millis(10);
 /// A guest's clock, compared with ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockReading {
-    /// By how many nanoseconds the guest's clock is ahead, if it was read in the middle of the round trip.
+    /// By how many nanoseconds the guest's clock is ahead, if call and answer took equally long.
     pub offset_ns: i64,
-    /// How long it took to ask.
+    /// How long both took.
     pub round_trip: Duration,
 }
 
@@ -39,25 +39,47 @@ impl ClockReading {
         Duration::from_nanos(self.offset_ns.unsigned_abs()).saturating_add(self.round_trip / 2)
     }
 
-    fn new(sent: SystemTime, round_trip: Duration, guest_unix_ns: u64) -> Self {
-        let sent = sent.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-        let middle = sent + round_trip.as_nanos() / 2;
+    /// From the times of a call, of which the guest told two. None where it says that the call took longer in there than
+    /// altogether, or ended before it began: its clock was changed meanwhile.
+    pub(super) fn new(sent: SystemTime, took: Duration, guest: Answered) -> Option<Self> {
+        let inside = Duration::from_nanos(guest.answered_ns.checked_sub(guest.arrived_ns)?);
+        let round_trip = took.checked_sub(inside)?;
+        let twice_ours = i128::try_from(unix_ns(sent) * 2 + took.as_nanos()).unwrap_or(i128::MAX);
+        let twice_theirs = i128::from(guest.arrived_ns) + i128::from(guest.answered_ns);
         // A guest may say any time; centuries are as good as more centuries.
-        let offset = i128::from(guest_unix_ns) - i128::try_from(middle).unwrap_or(i128::MAX);
-        let offset_ns = offset.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
-        Self { offset_ns, round_trip }
+        let offset_ns = ((twice_theirs - twice_ours) / 2).clamp(i64::MIN.into(), i64::MAX.into()) as i64;
+        Some(Self { offset_ns, round_trip })
     }
 }
 
-impl EnvdClient {
+/// When a call arrived and was answered by a guest's clock.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answered {
+    pub(super) arrived_ns: u64,
+    pub(super) answered_ns: u64,
+}
+
+/// Nanoseconds since 1970.
+pub(super) fn unix_ns(time: SystemTime) -> u128 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos())
+}
+
+/// A time as a guest tells it.
+pub(super) fn told_unix_ns(call: &'static str, text: &str) -> Result<u64, EnvdError> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let no_time = || EnvdError::Protocol { call, detail: "a time is no number of nanoseconds".to_owned() };
+    digits.then(|| text.parse().ok()).flatten().ok_or_else(no_time)
+}
+
+impl HostLine {
     /// Compares the guest's clock with ours.
-    pub async fn clock(&self, host: HostKey<'_>) -> Result<ClockReading, EnvdError> {
-        self.read_clock(&mut self.line().await?, host, None).await
+    pub async fn clock(&mut self, host: HostKey<'_>) -> Result<ClockReading, EnvdError> {
+        self.read_clock(host, None).await
     }
 
     /// Steps the guest's clock until it is certainly off by less than `within`, at most for `limit`. Answers how close it is.
     pub async fn set_clock(
-        &self,
+        &mut self,
         host: HostKey<'_>,
         within: Duration,
         limit: Duration,
@@ -68,20 +90,19 @@ impl EnvdClient {
             (Ok(Ok(true)), Some(reading)) => Ok(reading),
             (Ok(Err(error)), _) => Err(error),
             (Ok(Ok(_)) | Err(_), Some(best)) => Err(EnvdError::ClockOff { within, best }),
-            (Ok(Ok(_)) | Err(_), None) => Err(EnvdError::Deadline { call: CALL, limit }),
+            (Ok(Ok(_)) | Err(_), None) => Err(EnvdError::Deadline { call: CLOCK.name, limit }),
         }
     }
 
     /// Whether it came close enough; `best` is the closest it was seen.
     async fn approach(
-        &self,
+        &mut self,
         host: HostKey<'_>,
         within: Duration,
         best: &mut Option<ClockReading>,
     ) -> Result<bool, EnvdError> {
-        let mut line = self.line().await?;
         for _ in 0..TRIES_MAX {
-            let reading = self.read_clock(&mut line, host, None).await?;
+            let reading = self.read_clock(host, None).await?;
             let closest = best.get_or_insert(reading);
             if reading.off_by_at_most() < closest.off_by_at_most() {
                 *closest = reading;
@@ -90,33 +111,21 @@ impl EnvdClient {
                 return Ok(true);
             }
             // Its answer is no measurement: the step is part of its round trip.
-            self.read_clock(&mut line, host, Some(reading.offset_ns.saturating_neg())).await?;
+            self.read_clock(host, Some(reading.offset_ns.saturating_neg())).await?;
             sleep(TRY_GAP).await;
         }
         Ok(false)
     }
 
-    async fn line(&self) -> Result<Line, EnvdError> {
-        let stream = self.connect(CONNECT_LIMIT).await.map_err(EnvdError::Unreachable)?;
-        Line::open(stream, CALL).await
-    }
-
-    async fn read_clock(
-        &self,
-        line: &mut Line,
-        host: HostKey<'_>,
-        step_ns: Option<i64>,
-    ) -> Result<ClockReading, EnvdError> {
+    async fn read_clock(&mut self, host: HostKey<'_>, step_ns: Option<i64>) -> Result<ClockReading, EnvdError> {
         let body = serde_json::to_vec(&Clock { step_ns }).expect("a number is JSON");
-        let request = signed(host, self.nonces.next(), "/clock", body);
         let (sent, begun) = (SystemTime::now(), Instant::now());
-        let answer = line.ask(request, CALL, CALL_LIMIT).await?;
-        let round_trip = begun.elapsed();
-        let ClockAnswer { unix_ns } = parsed(CALL, &answer)?;
-        let digits = unix_ns.bytes().all(|byte| byte.is_ascii_digit());
-        let unix_ns = digits.then(|| unix_ns.parse().ok()).flatten();
-        let no_time = || EnvdError::Protocol { call: CALL, detail: "`unix_ns` is no number of nanoseconds".to_owned() };
-        Ok(ClockReading::new(sent, round_trip, unix_ns.ok_or_else(no_time)?))
+        let answer = self.call(host, &CLOCK, body).await?;
+        let took = begun.elapsed();
+        let ClockAnswer { unix_ns } = parsed(CLOCK.name, &answer)?;
+        let now_ns = told_unix_ns(CLOCK.name, &unix_ns)?;
+        let reading = ClockReading::new(sent, took, Answered { arrived_ns: now_ns, answered_ns: now_ns });
+        Ok(reading.expect("one moment in there is not longer than the call"))
     }
 }
 
@@ -124,23 +133,51 @@ impl EnvdClient {
 mod tests {
     use super::*;
 
+    const SENT_NS: u64 = 1_800_000_000_000_000_000;
+
+    fn ms(count: i64) -> i64 {
+        count * 1_000_000
+    }
+
+    /// A call of `took` ms whose arrival and answer are these many ms from its sending, by the guest's clock.
+    fn reading(took: i64, arrived: i64, answered: i64) -> Option<ClockReading> {
+        let sent = UNIX_EPOCH + Duration::from_nanos(SENT_NS);
+        let at = |offset| SENT_NS.checked_add_signed(ms(offset)).unwrap();
+        let guest = Answered { arrived_ns: at(arrived), answered_ns: at(answered) };
+        ClockReading::new(sent, Duration::from_millis(took.unsigned_abs()), guest)
+    }
+
     #[test]
-    fn the_middle_of_the_round_trip_is_compared() {
-        let sent = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        let sent_ns = 1_800_000_000_000_000_000;
-        let trip = Duration::from_millis(20);
-        for (guest, offset_ns, off_by_ms) in [
-            (sent_ns + 10_000_000, 0, 10),
-            (sent_ns, -10_000_000, 20),
-            (sent_ns + 20_000_000, 10_000_000, 20),
-            (sent_ns - 3_600_000_000_000, -3_600_010_000_000, 3_600_020),
-            (0, -1_800_000_000_010_000_000, 1_800_000_000_020),
+    fn the_middles_are_compared() {
+        for (took, arrived, answered, offset, round_trip, off_by) in [
+            // Read at once.
+            (20, 10, 10, 0, 20, 10),
+            (20, 0, 0, -10, 20, 20),
+            (20, 20, 20, 10, 20, 20),
+            (20, -3_600_000, -3_600_000, -3_600_010, 20, 3_600_020),
+            // Set to the time of sending: behind by the way of the call, whatever is done meanwhile.
+            (20, 0, 0, -10, 20, 20),
+            (1020, 0, 1000, -10, 20, 20),
+            (1098, 0, 1000, -49, 98, 98),
+            (1000, 0, 1000, 0, 0, 0),
         ] {
-            let reading = ClockReading::new(sent, trip, guest);
-            assert_eq!(reading, ClockReading { offset_ns, round_trip: trip });
-            assert_eq!(reading.off_by_at_most(), Duration::from_millis(off_by_ms));
+            let wanted = ClockReading { offset_ns: ms(offset), round_trip: Duration::from_millis(round_trip) };
+            assert_eq!(reading(took, arrived, answered), Some(wanted), "{took} {arrived} {answered}");
+            assert_eq!(wanted.off_by_at_most(), Duration::from_millis(off_by));
         }
-        assert_eq!(ClockReading::new(sent, trip, u64::MAX).offset_ns, i64::MAX);
-        assert_eq!(ClockReading::new(UNIX_EPOCH, Duration::MAX, 0).offset_ns, i64::MIN);
+    }
+
+    #[test]
+    fn a_clock_that_was_changed_meanwhile_tells_nothing() {
+        assert_eq!(reading(20, 0, 21), None, "longer in there than altogether");
+        assert_eq!(reading(20, 10, 9), None, "answered before it arrived");
+    }
+
+    #[test]
+    fn a_guest_may_say_any_time() {
+        let at = |time_ns| Answered { arrived_ns: time_ns, answered_ns: time_ns };
+        let trip = Duration::from_millis(20);
+        assert_eq!(ClockReading::new(UNIX_EPOCH, trip, at(u64::MAX)).unwrap().offset_ns, i64::MAX);
+        assert_eq!(ClockReading::new(UNIX_EPOCH, Duration::MAX, at(0)).unwrap().offset_ns, i64::MIN);
     }
 }

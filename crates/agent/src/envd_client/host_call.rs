@@ -15,16 +15,17 @@ use http_body_util::Full;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use wrenn_engine::names::SandboxId;
-use wrenn_proto::envd::host_calls::{self as wire, ResumedAnswer};
 use wrenn_proto::envd::{NONCE_HEADER, SIGNATURE_HEADER, host_call_message};
 
-use super::{CONNECT_LIMIT, EnvdClient, EnvdError, http1, words};
+use super::http1::Line;
+use super::{CONNECT_LIMIT, EnvdClient, EnvdError, Nonces, words};
+use crate::host_agent::Tunnel;
 
 /// One of the calls.
-struct HostCall {
+pub(super) struct HostCall {
     path: &'static str,
     /// As errors say it.
-    name: &'static str,
+    pub(super) name: &'static str,
     /// How long the guest has: more than it gives itself, so that it is the one to say what is wrong.
     limit: Duration,
 }
@@ -41,7 +42,8 @@ const THAW: HostCall = HostCall::new("/thaw", "POST /thaw", 10);
 const SYNC: HostCall = HostCall::new("/sync", "POST /sync", 60);
 const FS_FREEZE: HostCall = HostCall::new("/fsfreeze", "POST /fsfreeze", 20);
 const FS_THAW: HostCall = HostCall::new("/fsthaw", "POST /fsthaw", 25);
-const RESUMED: HostCall = HostCall::new("/resumed", "POST /resumed", 20);
+pub(super) const RESUMED: HostCall = HostCall::new("/resumed", "POST /resumed", 20);
+pub(super) const CLOCK: HostCall = HostCall::new("/clock", "POST /clock", 5);
 const POWER_OFF: HostCall = HostCall::new("/poweroff", "POST /poweroff", 10);
 
 /// Who signs, and for which sandbox.
@@ -71,34 +73,10 @@ pub struct Init {
     pub default_workdir: Option<String>,
 }
 
-/// What a guest is told whose memory was restored.
-#[derive(Clone)]
-pub struct Resumed {
-    /// Random bytes that no other guest was or will be given.
-    pub entropy: [u8; 64],
-    /// Who it is from now on; as it was if `None`.
-    pub identity: Option<Identity>,
-}
-
-/// TEMP
-#[derive(Clone)]
-pub struct Identity {
-    pub id: SandboxId,
-    pub access_token: String,
-    pub env_vars: BTreeMap<String, String>,
-    pub hostname: String,
-    pub machine_id: String,
-    pub boot_id: String,
-}
-
-impl Resumed {
-    fn to_wire(&self) -> wire::Resumed {
-        wire::Resumed {
-            entropy: BASE64.encode(self.entropy),
-            hostname: self.identity.as_ref().map(|i| i.hostname.clone()),
-            machine_id: self.identity.as_ref().map(|i| i.machine_id.clone()),
-        }
-    }
+/// A connection for several signed calls, one after the other. After an error it is of no use any more.
+pub struct HostLine {
+    line: Line,
+    nonces: Nonces,
 }
 
 impl EnvdClient {
@@ -139,32 +117,25 @@ impl EnvdClient {
         self.host_call(host, &POWER_OFF, Vec::new()).await.map(drop)
     }
 
-    /// Tells a guest whose memory was restored, before its users' processes go on: it feeds and reseeds its random generator,
-    /// becomes who it is to be, and runs the hooks in its `/etc/wrenn/resume.d`. Connections older than this call's are ended.
-    /// Answers the hooks' names, in the guest's words. A guest that fails here must not run on.
-    pub async fn resumed(&self, host: HostKey<'_>, resumed: &Resumed) -> Result<Vec<String>, EnvdError> {
-        let body = serde_json::to_vec(&resumed.to_wire()).expect("strings are JSON");
-        let answer = self.host_call(host, &RESUMED, body).await?;
-        let answer: ResumedAnswer = parsed(RESUMED.name, &answer)?;
-        Ok(answer.hooks.iter().map(|hook| words(hook)).collect())
-    }
-
-    /// TEMP
-    pub async fn come_back(
-        &self,
-        host: HostKey<'_>,
-        resumed: &Resumed,
-        within: Duration,
-        limit: Duration,
-    ) -> Result<(), EnvdError> {
-        self.set_clock(host, within, limit).await?;
-        self.resumed(host, resumed).await.map(drop)
-    }
-
     async fn host_call(&self, host: HostKey<'_>, call: &HostCall, body: Vec<u8>) -> Result<Bytes, EnvdError> {
         let stream = self.connect(CONNECT_LIMIT).await.map_err(EnvdError::Unreachable)?;
+        self.host_line(stream).await?.call(host, call, body).await
+    }
+
+    pub(super) async fn host_line(&self, stream: Tunnel) -> Result<HostLine, EnvdError> {
+        Ok(HostLine { line: Line::open(stream, "a signed call").await?, nonces: self.nonces.clone() })
+    }
+}
+
+impl HostLine {
+    /// Lets the users' processes run again.
+    pub async fn thaw(&mut self, host: HostKey<'_>) -> Result<(), EnvdError> {
+        self.call(host, &THAW, Vec::new()).await.map(drop)
+    }
+
+    pub(super) async fn call(&mut self, host: HostKey<'_>, call: &HostCall, body: Vec<u8>) -> Result<Bytes, EnvdError> {
         let request = signed(host, self.nonces.next(), call.path, body);
-        http1::exchange(stream, request, call.name, call.limit).await
+        self.line.ask(request, call.name, call.limit).await
     }
 }
 
@@ -173,7 +144,7 @@ pub(super) fn parsed<T: DeserializeOwned>(call: &'static str, answer: &[u8]) -> 
     serde_json::from_slice(answer).map_err(|error| EnvdError::Protocol { call, detail: words(&error.to_string()) })
 }
 
-pub(super) fn signed(host: HostKey<'_>, nonce: u64, path: &str, body: Vec<u8>) -> Request<Full<Bytes>> {
+fn signed(host: HostKey<'_>, nonce: u64, path: &str, body: Vec<u8>) -> Request<Full<Bytes>> {
     let signature = host.key.sign(&host_call_message(host.id.as_str(), nonce, path, &body));
     Request::post(path)
         .header("host", "guest")

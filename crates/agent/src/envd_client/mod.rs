@@ -4,7 +4,8 @@
 //!   EnvdClient ── dial ──► TCP, opened inside of the sandbox's network namespace, or through the agent that may do so
 //!      wait_ready   GET /health, short attempts until it answers
 //!      host calls   POST /init …, signed with the instance's key, each with a nonce
-//!      set_clock    POST /clock, until the guest's clock is close enough
+//!      reach        a connection to a guest that was restored; on it
+//!      come_back       POST /resumed, and POST /clock until the guest's clock is close enough
 //!      start        process.Process/Start over HTTP/2: a stream of events
 //!      attach       process.Process/Connect: the same of a process that runs already
 //! ```
@@ -12,6 +13,7 @@
 //! The guest is not trusted: each answer is bounded in size and in time, and what it says is reported as its words.
 
 mod clock;
+mod come_back;
 mod exec;
 mod host_call;
 mod http1;
@@ -31,8 +33,9 @@ use wrenn_proto::envd::PORT;
 use crate::host_agent::Tunnel;
 
 pub use clock::ClockReading;
+pub use come_back::{CameBack, Identity, Resumed};
 pub use exec::{Command, Exec, ExecEnd, ExecEvent, NotStarted, Output};
-pub use host_call::{HostKey, Identity, Init, Resumed};
+pub use host_call::{HostKey, HostLine, Init};
 pub use input::{Input, TerminalSize};
 pub use nonces::Nonces;
 pub use process::RunningProcess;
@@ -143,17 +146,7 @@ impl EnvdClient {
 
     /// Waits until the guest answers `GET /health`, at most `limit`.
     pub async fn wait_ready(&self, limit: Duration) -> Result<(), EnvdError> {
-        let deadline = Instant::now() + limit;
-        let mut last = EnvdError::Unreachable(io::ErrorKind::NotConnected.into());
-        while Instant::now() < deadline {
-            match timeout_at(deadline, self.health()).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => last = error,
-                Err(_elapsed) => break,
-            }
-            sleep(ATTEMPT_GAP).await;
-        }
-        Err(EnvdError::NotReady { limit, last: Box::new(last) })
+        repeated(limit, || self.health()).await
     }
 
     /// One attempt at `GET /health`. Once the connection stands the guest has its kernel up and answers when it can:
@@ -162,6 +155,24 @@ impl EnvdClient {
         let stream = self.connect(ATTEMPT_LIMIT).await.map_err(EnvdError::Unreachable)?;
         http1::get_health(stream).await
     }
+}
+
+/// Tries until it succeeds, at most for `limit`.
+async fn repeated<T, F>(limit: Duration, attempt: impl Fn() -> F) -> Result<T, EnvdError>
+where
+    F: Future<Output = Result<T, EnvdError>>,
+{
+    let deadline = Instant::now() + limit;
+    let mut last = EnvdError::Unreachable(io::ErrorKind::NotConnected.into());
+    while Instant::now() < deadline {
+        match timeout_at(deadline, attempt()).await {
+            Ok(Ok(done)) => return Ok(done),
+            Ok(Err(error)) => last = error,
+            Err(_elapsed) => break,
+        }
+        sleep(ATTEMPT_GAP).await;
+    }
+    Err(EnvdError::NotReady { limit, last: Box::new(last) })
 }
 
 #[cfg(test)]

@@ -1,14 +1,18 @@
 //! The client against guests that are late, silent, lying or hostile. What a good guest does is tested with the real one.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::{Context, Poll};
 use std::time::SystemTime;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{Signature, SigningKey};
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::Full;
@@ -18,7 +22,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use wrenn_engine::names::SandboxId;
-use wrenn_proto::envd::host_calls::Clock;
+use wrenn_proto::envd::host_calls::{self as wire, Clock};
+use wrenn_proto::envd::{NONCE_HEADER, SIGNATURE_HEADER, host_call_message};
 
 use super::*;
 
@@ -214,7 +219,11 @@ fn signer() -> (SigningKey, SandboxId) {
 /// A guest that answers a signed call with these bytes.
 async fn clock_of(answer: &'static [u8]) -> EnvdError {
     let (key, id) = signer();
-    guest_saying(answer).await.clock(HostKey { key: &key, id: &id }).await.unwrap_err()
+    line(&guest_saying(answer).await).await.clock(HostKey { key: &key, id: &id }).await.unwrap_err()
+}
+
+async fn line(client: &EnvdClient) -> HostLine {
+    client.reach(Duration::from_secs(5)).await.unwrap()
 }
 
 #[tokio::test]
@@ -264,13 +273,13 @@ async fn an_older_guest_does_not_know_the_call() {
 async fn a_guest_that_never_answers_is_not_waited_for() {
     let (key, id) = signer();
     let host = HostKey { key: &key, id: &id };
-    let error = guest_saying(b"").await.clock(host).await.unwrap_err();
+    let error = line(&guest_saying(b"").await).await.clock(host).await.unwrap_err();
     assert!(matches!(error, EnvdError::Deadline { call: "POST /clock", .. }), "{error:?}");
     let limit = Duration::from_secs(2);
-    let error = guest_saying(b"").await.set_clock(host, SOON, limit).await.unwrap_err();
+    let error = line(&guest_saying(b"").await).await.set_clock(host, SOON, limit).await.unwrap_err();
     assert!(matches!(error, EnvdError::Deadline { limit: told, .. } if told == limit), "{error:?}");
     let half = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"unix_ns\":";
-    let error = guest_saying(half).await.clock(host).await.unwrap_err();
+    let error = line(&guest_saying(half).await).await.clock(host).await.unwrap_err();
     assert!(matches!(error, EnvdError::Deadline { .. }), "{error:?}");
     for (what, error) in [
         ("freeze", guest_saying(b"").await.freeze(host).await),
@@ -279,64 +288,149 @@ async fn a_guest_that_never_answers_is_not_waited_for() {
         ("fs_freeze", guest_saying(b"").await.fs_freeze(host).await),
         ("fs_thaw", guest_saying(b"").await.fs_thaw(host).await),
         ("power_off", guest_saying(b"").await.power_off(host).await),
-        ("resumed", guest_saying(b"").await.resumed(host, &resumed()).await.map(drop)),
+        ("come_back", come_back(&guest_saying(b"").await, &resumed()).await.map(drop)),
     ] {
         assert!(matches!(error, Err(EnvdError::Deadline { .. })), "{what}: {error:?}");
     }
 }
 
 fn resumed() -> Resumed {
-    Resumed { entropy: [7; 64], hostname: None, machine_id: None }
+    Resumed { entropy: [7; 64], identity: None }
+}
+
+async fn come_back(client: &EnvdClient, resumed: &Resumed) -> Result<CameBack, EnvdError> {
+    let (key, id) = signer();
+    line(client).await.come_back(HostKey { key: &key, id: &id }, resumed, WITHIN, LONG).await
 }
 
 #[tokio::test]
-async fn hooks_are_the_guests_words_and_their_complaints_arrive() {
-    let (key, id) = signer();
-    let host = HostKey { key: &key, id: &id };
-    let said = answer("200 OK", "{\"hooks\":[\"10-a\",\"b\\u001b[2J\"]}");
-    let hooks = guest_saying(said).await.resumed(host, &resumed()).await;
-    assert_eq!(hooks.unwrap(), ["10-a", "b\u{fffd}[2J"]);
+async fn what_is_no_answer_of_a_restored_guest_breaks_the_protocol() {
     for said in [
         &b"HTTP/1.1 204 No Content\r\n\r\n"[..],
-        answer("200 OK", "{\"hooks\":5}"),
-        answer("200 OK", "{\"hooks\":[5]}"),
+        answer("200 OK", "{}"),
+        answer("200 OK", r#"{"arrived_unix_ns":"1","answered_unix_ns":"1"}"#),
+        answer("200 OK", r#"{"arrived_unix_ns":"1","hooks":[]}"#),
+        answer("200 OK", r#"{"arrived_unix_ns":1,"answered_unix_ns":"1","hooks":[]}"#),
+        answer("200 OK", r#"{"arrived_unix_ns":"-1","answered_unix_ns":"1","hooks":[]}"#),
+        answer("200 OK", r#"{"arrived_unix_ns":"1","answered_unix_ns":"18446744073709551616","hooks":[]}"#),
+        answer("200 OK", r#"{"arrived_unix_ns":"1","answered_unix_ns":"1","hooks":[5]}"#),
         ENDLESS_BODY,
     ] {
-        let error = guest_saying(said).await.resumed(host, &resumed()).await.unwrap_err();
+        let error = come_back(&guest_saying(said).await, &resumed()).await.unwrap_err();
         assert!(matches!(error, EnvdError::Protocol { .. }), "{error:?}");
     }
+}
+
+#[tokio::test]
+async fn a_hook_s_complaints_arrive() {
     let body = r#"{"code":500,"message":"the hook 10 exited with 3; its stderr: no such"}"#;
     let said = answer("500 Internal Server Error", body);
-    let error = guest_saying(said).await.resumed(host, &resumed()).await.unwrap_err();
+    let error = come_back(&guest_saying(said).await, &resumed()).await.unwrap_err();
     assert!(error.to_string().ends_with("the hook 10 exited with 3; its stderr: no such"), "{error}");
 }
 
-/// A guest whose clock is `behind` ours in milliseconds, which takes `slow` to answer, and does as it is told or not.
-async fn guest_with_clock(behind_ms: i64, slow: Duration, obeys: bool) -> EnvdClient {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let offset_ns = Arc::new(AtomicI64::new(-behind_ms * 1_000_000));
-    tokio::spawn(async move {
-        let (stream, _) = listener.accept().await.unwrap();
-        let answer = move |request: Request<Incoming>| {
-            let offset_ns = Arc::clone(&offset_ns);
-            async move {
-                let body = http_body_util::BodyExt::collect(request.into_body()).await.unwrap().to_bytes();
-                let step: Clock = serde_json::from_slice(&body).unwrap();
-                let step = step.step_ns.filter(|_| obeys).unwrap_or_default();
-                let offset = offset_ns.fetch_add(step, Ordering::Relaxed) + step;
-                sleep(slow).await;
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as i64;
-                let text = format!("{{\"unix_ns\":\"{}\"}}", now + offset);
-                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
-            }
+#[tokio::test]
+async fn a_guest_that_cannot_be_reached_was_not_ready() {
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let Err(error) = client(free).reach(SOON).await else { panic!("nobody is there") };
+    assert!(matches!(&error, EnvdError::NotReady { limit: SOON, last } if matches!(**last, EnvdError::Unreachable(_))));
+}
+
+/// A guest on one connection. It believes everything, and tells what it was asked for.
+struct Guest {
+    /// By how much its clock is ahead of ours.
+    offset_ns: AtomicI64,
+    /// How long it takes to arrive, and to answer.
+    slow: Duration,
+    /// How long its hooks take.
+    hooks: Duration,
+    /// Whether it sets its clock when it is told to.
+    obeys: bool,
+    asked: Mutex<Vec<Asked>>,
+}
+
+/// A call, as it arrived.
+struct Asked {
+    path: String,
+    nonce: u64,
+    signature: Signature,
+    body: Bytes,
+}
+
+impl Asked {
+    fn is_meant_for(&self, id: &SandboxId) -> bool {
+        let message = host_call_message(id.as_str(), self.nonce, &self.path, &self.body);
+        signer().0.verifying_key().verify_strict(&message, &self.signature).is_ok()
+    }
+}
+
+impl Guest {
+    fn behind(ms: i64) -> Self {
+        let (slow, hooks) = (Duration::ZERO, Duration::ZERO);
+        Self { offset_ns: AtomicI64::new(-ms * 1_000_000), slow, hooks, obeys: true, asked: Mutex::default() }
+    }
+
+    /// Serves the first connection until its client hangs up.
+    async fn served(self) -> (Arc<Self>, EnvdClient) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let guest = Arc::new(self);
+        let serving = Arc::clone(&guest);
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let answer = move |request| {
+                let guest = Arc::clone(&serving);
+                async move { Ok::<_, Infallible>(guest.answer(request).await) }
+            };
+            let connection = hyper::server::conn::http1::Builder::new();
+            drop(connection.serve_connection(TokioIo::new(stream), service_fn(answer)).await);
+        });
+        (guest, client(address))
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        sleep(self.slow).await;
+        let nonce = request.headers()[NONCE_HEADER].to_str().unwrap().parse().unwrap();
+        let signature = BASE64.decode(&request.headers()[SIGNATURE_HEADER]).unwrap();
+        let (signature, path) = (Signature::from_slice(&signature).unwrap(), request.uri().path().to_owned());
+        let body = http_body_util::BodyExt::collect(request.into_body()).await.unwrap().to_bytes();
+        self.asked.lock().unwrap().push(Asked { path: path.clone(), nonce, signature, body: body.clone() });
+        let text = match path.as_str() {
+            "/clock" => self.clock(serde_json::from_slice(&body).unwrap()),
+            "/resumed" => self.resumed(serde_json::from_slice(&body).unwrap()).await,
+            _ => String::new(),
         };
-        // It ends when the client hangs up.
-        drop(
-            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).await,
-        );
-    });
-    client(address)
+        sleep(self.slow).await;
+        Response::new(Full::new(Bytes::from(text)))
+    }
+
+    fn now(&self) -> i64 {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as i64;
+        now + self.offset_ns.load(Ordering::Relaxed)
+    }
+
+    fn step(&self, step_ns: i64) {
+        self.offset_ns.fetch_add(if self.obeys { step_ns } else { 0 }, Ordering::Relaxed);
+    }
+
+    fn clock(&self, request: Clock) -> String {
+        self.step(request.step_ns.unwrap_or_default());
+        format!("{{\"unix_ns\":\"{}\"}}", self.now())
+    }
+
+    async fn resumed(&self, request: wire::Resumed) -> String {
+        self.step(request.host_unix_ns.parse::<i64>().unwrap() - self.now());
+        let arrived = self.now();
+        sleep(self.hooks).await;
+        let answered = self.now();
+        format!(
+            "{{\"arrived_unix_ns\":\"{arrived}\",\"answered_unix_ns\":\"{answered}\",\"hooks\":[\"10-a\",\"b\\u001b[2J\"]}}"
+        )
+    }
+
+    fn paths(&self) -> Vec<String> {
+        self.asked.lock().unwrap().iter().map(|asked| asked.path.clone()).collect()
+    }
 }
 
 const WITHIN: Duration = Duration::from_millis(50);
@@ -347,8 +441,8 @@ async fn a_clock_that_is_off_is_set() {
     let (key, id) = signer();
     let host = HostKey { key: &key, id: &id };
     for behind_ms in [0, 40, 3_600_000, -3_600_000, 1_000_000_000_000] {
-        let guest = guest_with_clock(behind_ms, Duration::ZERO, true).await;
-        let reading = guest.set_clock(host, WITHIN, LONG).await.unwrap();
+        let (_guest, client) = Guest::behind(behind_ms).served().await;
+        let reading = line(&client).await.set_clock(host, WITHIN, LONG).await.unwrap();
         assert!(reading.off_by_at_most() < WITHIN, "{behind_ms}: {reading:?}");
     }
 }
@@ -357,17 +451,66 @@ async fn a_clock_that_is_off_is_set() {
 async fn a_clock_that_nobody_can_be_sure_of_is_an_error_with_the_best_reading() {
     let (key, id) = signer();
     let host = HostKey { key: &key, id: &id };
-    let disobedient = guest_with_clock(5000, Duration::ZERO, false).await;
-    let error = disobedient.set_clock(host, WITHIN, LONG).await.unwrap_err();
+    let (_guest, client) = Guest { obeys: false, ..Guest::behind(5000) }.served().await;
+    let error = line(&client).await.set_clock(host, WITHIN, LONG).await.unwrap_err();
     let EnvdError::ClockOff { within: WITHIN, best } = &error else { panic!("{error:?}") };
     assert!((-5_100_000_000..-4_900_000_000).contains(&best.offset_ns), "{best:?}");
     // Its answers are right, but how old they are nobody knows.
-    let slow = guest_with_clock(0, Duration::from_millis(200), true).await;
+    let (_guest, client) = Guest { slow: Duration::from_millis(100), ..Guest::behind(0) }.served().await;
     let begun = Instant::now();
-    let error = slow.set_clock(host, WITHIN, Duration::from_secs(1)).await.unwrap_err();
+    let error = line(&client).await.set_clock(host, WITHIN, Duration::from_secs(1)).await.unwrap_err();
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     let EnvdError::ClockOff { best, .. } = &error else { panic!("{error:?}") };
     assert!(best.round_trip >= Duration::from_millis(200), "{best:?}");
+}
+
+#[tokio::test]
+async fn a_guest_comes_back_by_one_call_however_long_its_hooks_take() {
+    for behind_ms in [0, 3_600_000, -3_600_000] {
+        let (guest, client) = Guest { hooks: Duration::from_millis(300), ..Guest::behind(behind_ms) }.served().await;
+        let back = come_back(&client, &resumed()).await.unwrap();
+        assert!(back.clock.off_by_at_most() < WITHIN, "{behind_ms}: {back:?}");
+        assert_eq!(back.hooks, ["10-a", "b\u{fffd}[2J"], "in the guest's words");
+        assert_eq!(guest.paths(), ["/resumed"]);
+    }
+}
+
+#[tokio::test]
+async fn where_one_call_leaves_the_clock_in_doubt_it_is_measured_again() {
+    // It ignores what /resumed says of the time; nor does it obey afterwards.
+    let (guest, client) = Guest { obeys: false, ..Guest::behind(5000) }.served().await;
+    let error = come_back(&client, &resumed()).await.unwrap_err();
+    assert!(matches!(error, EnvdError::ClockOff { within: WITHIN, .. }), "{error:?}");
+    assert_eq!(guest.paths()[..3], ["/resumed", "/clock", "/clock"]);
+    // Set as it was told, and 30 ms late: which the next reading, alike late to and fro, can tell for sure.
+    let (guest, client) = Guest { slow: Duration::from_millis(30), ..Guest::behind(5000) }.served().await;
+    let back = come_back(&client, &resumed()).await.unwrap();
+    assert!(back.clock.off_by_at_most() < WITHIN && guest.paths().len() > 1, "{back:?} {:?}", guest.paths());
+}
+
+#[tokio::test]
+async fn a_fork_is_spoken_to_by_its_new_name_after_the_call_that_gives_it() {
+    let (key, id) = signer();
+    let other = SandboxId::from_random([2; 18]);
+    let identity = Identity {
+        id: other.clone(),
+        access_token: "new".to_owned(),
+        env_vars: BTreeMap::new(),
+        hostname: "fork".to_owned(),
+        machine_id: "0123456789abcdef".repeat(2),
+        boot_id: "01234567-89ab-cdef-0123-456789abcdef".to_owned(),
+    };
+    let fork = Resumed { identity: Some(identity), ..resumed() };
+    // Late, so that its clock has to be measured again.
+    let (guest, client) = Guest { slow: Duration::from_millis(30), ..Guest::behind(5000) }.served().await;
+    let mut line = line(&client).await;
+    line.come_back(HostKey { key: &key, id: &id }, &fork, WITHIN, LONG).await.unwrap();
+    line.thaw(HostKey { key: &key, id: &other }).await.unwrap();
+    let asked = guest.asked.lock().unwrap();
+    let (first, later) = asked.split_first().unwrap();
+    assert!(first.path == "/resumed" && first.is_meant_for(&id));
+    assert!(later.len() > 1 && later.iter().all(|asked| asked.is_meant_for(&other)));
+    assert!(asked.is_sorted_by(|one, next| one.nonce < next.nonce), "nobody would take them else");
 }
 
 #[tokio::test]

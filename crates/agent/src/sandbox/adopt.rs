@@ -161,7 +161,7 @@ async fn attach(parts: &mut Parts) -> Result<Risen, TakeOverError> {
     // Before the first of them is used: the agent before used some that it could not write down any more.
     parts.reserve_nonces(parts.manifest.nonces_below);
     parts.write()?;
-    Ok(Risen { envd, machine, ended })
+    Ok(Risen { envd, line: None, machine, ended })
 }
 
 /// The disk of a VM that runs: its devices are there, and are found.

@@ -25,9 +25,9 @@ use wrenn_engine::vmm::{LaunchError, VmmError};
 use super::capture::{Uncaptured, Users, Vm};
 use super::parts::blocking;
 use super::resume::{self, ResumeError};
-use super::rise::{DiskFrom, Rise, Risen, Steps, VmFrom};
+use super::rise::{self, DiskFrom, Rise, Risen, Steps, VmFrom, while_it_runs};
 use super::{CheckedShape, HostFacts, Parts, Problems, Sandbox, Stopwatch};
-use crate::envd_client::{EnvdError, Identity};
+use crate::envd_client::{EnvdError, HostLine, Identity};
 use crate::faults::{Injected, Step};
 use crate::generation::{Generation, GenerationError, Number};
 use crate::host::Host;
@@ -377,14 +377,15 @@ async fn bring_up(
     cancel: Cancel,
 ) -> Result<Risen, CreateError> {
     parts.reached(Step::CreateBegun)?;
-    let (risen, users) = match origin {
-        Origin::Boot { warm } => (boot(parts, rise, warm, watch, cancel).await?, Users::None),
+    let (risen, frozen) = match origin {
+        Origin::Boot { warm } => (boot(parts, rise, warm, watch, cancel).await?, None),
         Origin::Captured { guest, warm } => match usable(parts, warm.as_ref()).await? {
             Some((disk, vm)) => {
-                let users = if warm.is_some() { Users::None } else { Users::Any };
-                (go_on(parts, rise, &guest, (disk, vm), watch, cancel).await?, users)
+                let (risen, line) = go_on(parts, rise, &guest, (disk, vm), watch, cancel).await?;
+                // Nobody was there yet when a warm image was captured.
+                (risen, if warm.is_some() { None } else { Some(line) })
             }
-            None => (boot(parts, rise, warm, watch, cancel).await?, Users::None),
+            None => (boot(parts, rise, warm, watch, cancel).await?, None),
         },
     };
     parts.reached(Step::CreateInited)?;
@@ -393,8 +394,8 @@ async fn bring_up(
     parts.note(State::Running)?;
     parts.reached(Step::CreateDone)?;
     watch.lap("init");
-    if users == Users::Any {
-        resume::thaw_users(parts, &risen.envd).await.map_err(captured)?;
+    if let Some(mut line) = frozen {
+        resume::thaw_users(parts, &mut line).await.map_err(captured)?;
         watch.lap("thaw users");
     }
     Ok(risen)
@@ -475,24 +476,29 @@ fn warn_not_kept(parts: &Parts, error: &(dyn std::error::Error + 'static)) {
     tracing::warn!(sandbox = %parts.manifest.id, reason, "no warm image is kept; the next sandbox boots cold as well");
 }
 
+/// Answers with a line to the guest, whose users may still stand still.
 async fn go_on(
     parts: &mut Parts,
     rise: &Rise<'_>,
     guest: &SandboxId,
     (disk, vm): (DiskFrom, VmFrom),
     watch: &mut Stopwatch,
-    cancel: Cancel,
-) -> Result<Risen, CreateError> {
-    let has_memory = matches!(vm, VmFrom::Generation(..));
-    let mut risen = rise.run(parts, disk, vm, watch, cancel).await?;
-    // One that was booted from a disk that others have too takes itself for this sandbox already, but for what is on that disk.
-    let guest = if has_memory { guest.clone() } else { parts.manifest.id.clone() };
-    if !has_memory {
-        rise.init(parts, &mut risen).await?;
-    }
-    let identity = identity(parts);
-    resume::confirm(parts, &guest, &risen.envd, Some(identity), watch).await.map_err(captured)?;
-    Ok(risen)
+    mut cancel: Cancel,
+) -> Result<(Risen, HostLine), CreateError> {
+    let mut risen = rise.run(parts, disk, vm, watch, cancel.clone()).await?;
+    let (guest, mut line) = match risen.line.take() {
+        Some(line) => (guest, line),
+        // Booted from a disk that others have too, it takes itself for this sandbox, but for what is on that disk.
+        None => {
+            rise.init(parts, &mut risen).await?;
+            let line = risen.envd.reach(rise.ready_limit).await.map_err(|source| rise::not_ready(parts, source))?;
+            (&parts.manifest.id, line)
+        }
+    };
+    let confirmed = resume::confirm(parts, guest, &mut line, Some(identity(parts)));
+    while_it_runs(parts, &mut risen.ended, &mut cancel, confirmed).await.map_err(captured)?;
+    watch.lap("confirm");
+    Ok((risen, line))
 }
 
 /// Who the guest is to be.
@@ -501,7 +507,7 @@ fn identity(parts: &Parts) -> Identity {
     Identity {
         id: manifest.id.clone(),
         access_token: manifest.access_token.clone(),
-        env_vars: super::rise::guest_env(manifest),
+        env_vars: rise::guest_env(manifest),
         hostname: manifest.id.to_string(),
         machine_id: hex::encode(random_bytes::<16>()),
         boot_id: uuid(random_bytes()),

@@ -133,7 +133,7 @@ pub struct Sandbox {
 impl Sandbox {
     /// The one that `risen` has just brought up.
     fn new(parts: Parts, risen: Risen, watch: Stopwatch) -> Self {
-        let Risen { envd, machine, ended } = risen;
+        let Risen { envd, machine, ended, line: _ } = risen;
         Self {
             id: parts.manifest.id.clone(),
             envd,

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 
 use super::Parts;
 use crate::envd_client::EnvdClient;
@@ -45,7 +45,8 @@ impl Pulse {
                 None
             }
         });
-        let mut looks = interval(EVERY);
+        // Not at once: the guest has just answered, and in one that was restored each call has its price.
+        let mut looks = interval_at(Instant::now() + EVERY, EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self { looks, threads: pid.map(|pid| format!("/proc/{pid}/task").into()), silence: None }
     }
@@ -107,7 +108,7 @@ mod tests {
 
     /// Whether a guest that is silent for a minute is gone, when its VMM is awake for this part of the time.
     async fn gone(awake_percent: u32) -> bool {
-        let mut pulse = Pulse { looks: interval(EVERY), threads: None, silence: None };
+        let mut pulse = Pulse { looks: tokio::time::interval(EVERY), threads: None, silence: None };
         let mut awake = Duration::from_secs(7);
         for _ in 0..20 {
             if pulse.is_gone(awake) {

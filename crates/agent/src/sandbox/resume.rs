@@ -23,9 +23,9 @@ use wrenn_engine::vmm::VmmError;
 use super::create::{Cancel, CreateError};
 use super::parts::{TakeDownError, blocking};
 use super::pause::{PauseError, settle_memory};
-use super::rise::{DiskFrom, Rise, Risen, Steps, VmFrom, host_key};
+use super::rise::{DiskFrom, Rise, Risen, Steps, VmFrom, host_key, while_it_runs};
 use super::{Parts, Sandbox, Stopwatch};
-use crate::envd_client::{EnvdClient, EnvdError, HostKey, Identity, Resumed};
+use crate::envd_client::{EnvdError, HostKey, HostLine, Identity, Resumed};
 use crate::faults::{Injected, Step};
 use crate::generation::{Folder, Generation, GenerationError, Number, Offer};
 use crate::host::Host;
@@ -36,7 +36,7 @@ use crate::manifest::{LiveDisk, ManifestError, State};
 
 /// How far a guest's clock may be off when its users go on.
 const CLOCK_WITHIN: Duration = Duration::from_millis(50);
-/// How long setting it may take.
+/// How long that may take beyond the one call that mostly does.
 const CLOCK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why a sandbox did not come back.
@@ -69,7 +69,7 @@ pub enum ResumeError {
     /// The guest did not confirm what must be so before its users go on.
     #[error("the guest did not confirm its {what}")]
     Unconfirmed {
-        /// What: `clock`, `entropy and hooks`, `users`.
+        /// What: `clock, entropy and hooks`, `users`.
         what: &'static str,
         /// Why.
         #[source]
@@ -112,7 +112,7 @@ async fn bring_back(
     parts: &mut Parts,
     options: ResumeOptions,
     watch: &mut Stopwatch,
-    cancel: Cancel,
+    mut cancel: Cancel,
 ) -> Result<Risen, ResumeError> {
     let source = Source::find(parts, watch).await?;
     let host = Arc::clone(&parts.host);
@@ -139,17 +139,21 @@ async fn bring_back(
         steps,
     };
     let (disk, vm) = source.vm.split();
-    let goes_on = matches!(vm, VmFrom::Generation(..));
-    if !goes_on {
+    if matches!(vm, VmFrom::Boot) {
         // What boots runs under whatever is here now.
         parts.manifest.vmm = host.vmm.describe().clone();
     }
     parts.manifest.start = if goes_on { Start::Warm } else { Start::Cold };
-    let mut risen = rise.run(parts, disk, vm, watch, cancel).await?;
-    match goes_on {
-        true => confirm(parts, &parts.manifest.id, &risen.envd, None, watch).await?,
-        false => rise.init(parts, &mut risen).await?,
+    let mut risen = rise.run(parts, disk, vm, watch, cancel.clone()).await?;
+    let mut line = risen.line.take();
+    match &mut line {
+        Some(line) => {
+            let confirmed = confirm(parts, &parts.manifest.id, line, None);
+            while_it_runs(parts, &mut risen.ended, &mut cancel, confirmed).await?;
+        }
+        None => rise.init(parts, &mut risen).await?,
     }
+    watch.lap("confirm");
     parts.reached(Step::ResumeConfirmed)?;
     if let Some(timeout) = options.timeout {
         parts.manifest.timeout_ms = Some(timeout.as_millis() as u64);
@@ -160,16 +164,16 @@ async fn bring_back(
     parts.reached(Step::ResumeDone)?;
     watch.lap("note");
     // Last of all: what users do from here on is never undone. An agent that takes over lets them go on as well.
-    if goes_on {
-        thaw_users(parts, &risen.envd).await?;
+    if let Some(mut line) = line {
+        thaw_users(parts, &mut line).await?;
         watch.lap("thaw users");
     }
     Ok(risen)
 }
 
 /// Lets the users of a guest that was restored go on.
-pub(super) async fn thaw_users(parts: &Parts, envd: &EnvdClient) -> Result<(), ResumeError> {
-    let thawed = envd.thaw(host_key(parts)).await;
+pub(super) async fn thaw_users(parts: &Parts, line: &mut HostLine) -> Result<(), ResumeError> {
+    let thawed = line.thaw(host_key(parts)).await;
     thawed.map_err(|source| ResumeError::Unconfirmed { what: "users", source })
 }
 
@@ -267,15 +271,15 @@ fn read_sums(path: &Path) -> Result<Checksums, ResumeError> {
 pub(super) async fn confirm(
     parts: &Parts,
     guest: &SandboxId,
-    envd: &EnvdClient,
+    line: &mut HostLine,
     identity: Option<Identity>,
-    watch: &mut Stopwatch,
 ) -> Result<(), ResumeError> {
     let host = HostKey { id: guest, ..host_key(parts) };
     let resumed = Resumed { entropy: random_bytes(), identity };
-    let confirmed = envd.come_back(host, &resumed, CLOCK_WITHIN, CLOCK_LIMIT).await;
-    confirmed.map_err(|source| ResumeError::Unconfirmed { what: "clock, entropy and hooks", source })?;
-    watch.lap("confirm");
+    let came_back = line.come_back(host, &resumed, CLOCK_WITHIN, CLOCK_LIMIT).await;
+    let came_back =
+        came_back.map_err(|source| ResumeError::Unconfirmed { what: "clock, entropy and hooks", source })?;
+    tracing::debug!(sandbox = %parts.manifest.id, ?came_back, "the guest is fit to go on");
     Ok(())
 }
 

@@ -30,7 +30,7 @@ use wrenn_engine::vmm::{
 use super::create::CreateError;
 use super::parts::blocking;
 use super::{Cancel, Parts, Stopwatch, ending};
-use crate::envd_client::{Dial, EnvdClient, HostKey, Init, Nonces};
+use crate::envd_client::{Dial, EnvdClient, HostKey, HostLine, Init, Nonces};
 use crate::faults::Step;
 use crate::generation::{self, Folder, Number};
 use crate::host::{Host, zero_memory};
@@ -87,6 +87,8 @@ pub(super) enum VmFrom {
 /// A VM whose guest can be spoken to.
 pub(super) struct Risen {
     pub envd: EnvdClient,
+    /// The connection to one that goes on from a captured state: it has not been told so yet.
+    pub line: Option<HostLine>,
     pub machine: Box<dyn Machine>,
     pub ended: oneshot::Receiver<VmEnd>,
 }
@@ -305,11 +307,13 @@ impl Rise<'_> {
     ) -> Result<Risen, CreateError> {
         let Launched { boot, mut ended } = launched;
         let envd = guest_client(parts);
+        let not_ready = |source| CreateError::Guest { console: excerpt(parts), source };
         let up = async {
             match vm {
                 VmFrom::Boot => {
                     let boot = async { boot.boot().await.map_err(CreateError::from) };
-                    tokio::try_join!(boot, self.wait_ready(parts, &envd)).map(|(machine, ())| machine)
+                    let ready = async { envd.wait_ready(self.ready_limit).await.map_err(not_ready) };
+                    tokio::try_join!(boot, ready).map(|(machine, ())| (machine, None))
                 }
                 VmFrom::Generation(..) => {
                     let mut machine = boot.boot().await?;
@@ -317,28 +321,14 @@ impl Rise<'_> {
                     watch.lap("load");
                     machine.thaw().await?;
                     parts.reached(self.steps.thawed)?;
-                    self.wait_ready(parts, &envd).await?;
-                    Ok(machine)
+                    let line = envd.reach(self.ready_limit).await.map_err(not_ready)?;
+                    Ok((machine, Some(line)))
                 }
             }
         };
-        tokio::select! {
-            biased;
-            end = &mut ended => Err(ended_early(parts, end)),
-            () = cancelled(&mut cancel) => Err(CreateError::Cancelled),
-            up = up => match up {
-                Ok(machine) => {
-                    warn_of_no_filter(parts);
-                    Ok(Risen { machine, envd, ended })
-                }
-                Err(error) => Err(better_cause(parts, error, &mut ended).await),
-            },
-        }
-    }
-
-    async fn wait_ready(&self, parts: &Parts, envd: &EnvdClient) -> Result<(), CreateError> {
-        let ready = envd.wait_ready(self.ready_limit).await;
-        ready.map_err(|source| CreateError::Guest { console: excerpt(parts), source })
+        let (machine, line) = while_it_runs(parts, &mut ended, &mut cancel, up).await?;
+        warn_of_no_filter(parts);
+        Ok(Risen { machine, envd, line, ended })
     }
 
     /// Gives a guest that was booted its token, environment and clock.
@@ -368,6 +358,25 @@ pub(super) fn guest_env(manifest: &Manifest) -> BTreeMap<String, String> {
         ("E2B_TEMPLATE_ID".to_owned(), manifest.template.clone()),
     ];
     manifest.env.clone().into_iter().chain(ours).collect()
+}
+
+/// Waits for `work` that needs a VM that runs and somebody who wants it.
+pub(super) async fn while_it_runs<T, E: From<CreateError>>(
+    parts: &Parts,
+    ended: &mut oneshot::Receiver<VmEnd>,
+    cancel: &mut Cancel,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let done = tokio::select! {
+        biased;
+        end = &mut *ended => return Err(ended_early(parts, end).into()),
+        () = cancelled(cancel) => return Err(CreateError::Cancelled.into()),
+        done = work => done,
+    };
+    match done {
+        Ok(done) => Ok(done),
+        Err(error) => Err(better_cause(parts, error, ended).await),
+    }
 }
 
 /// Waits until nobody wants it any more; whoever could say so may be gone, then it is wanted.
@@ -465,9 +474,9 @@ fn host_file(path: &Path) -> Result<HostFile, CreateError> {
 }
 
 /// A control connection breaks a moment before the shim can tell how the VMM ended; the shim's word says more.
-async fn better_cause(parts: &Parts, error: CreateError, ended: &mut oneshot::Receiver<VmEnd>) -> CreateError {
+async fn better_cause<E: From<CreateError>>(parts: &Parts, error: E, ended: &mut oneshot::Receiver<VmEnd>) -> E {
     match tokio::time::timeout(END_WORD_LIMIT, ended).await {
-        Ok(end) => ended_early(parts, end),
+        Ok(end) => ended_early(parts, end).into(),
         Err(_it_still_runs) => error,
     }
 }

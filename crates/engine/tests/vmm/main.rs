@@ -5,5 +5,6 @@
 //! `firecracker` in PATH).
 
 mod capture;
+mod come_back;
 mod drivers;
 mod world;

@@ -34,7 +34,7 @@ pub const MEMORY: Mib = Mib(256);
 /// A user who owns nothing else.
 pub const UID: u32 = 0x7000_1234;
 /// Where envd listens in the guest.
-const ENVD: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(GUEST), 49983);
+pub const ENVD: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(GUEST), 49983);
 /// A guest of an emulated host on a busy machine.
 pub const READY_LIMIT: Duration = Duration::from_secs(60);
 /// The rest of what the guest's init needs to come up.

@@ -16,13 +16,27 @@ pub struct Arrival(u64);
 #[derive(Debug)]
 pub struct Arrivals {
     next: AtomicU64,
-    /// Connections that arrived before this one are over.
-    first: watch::Sender<Arrival>,
+    over: watch::Sender<Over>,
+}
+
+/// Which connections are over.
+#[derive(Debug, Clone, Copy)]
+struct Over {
+    /// Those that arrived before this one,
+    before: Arrival,
+    /// but for this one.
+    spared: Option<Arrival>,
+}
+
+impl Over {
+    fn includes(self, arrival: Arrival) -> bool {
+        arrival < self.before && self.spared != Some(arrival)
+    }
 }
 
 impl Default for Arrivals {
     fn default() -> Self {
-        Self { next: AtomicU64::new(0), first: watch::Sender::new(Arrival(0)) }
+        Self { next: AtomicU64::new(0), over: watch::Sender::new(Over { before: Arrival(0), spared: None }) }
     }
 }
 
@@ -32,20 +46,17 @@ impl Arrivals {
         Arrival(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Ends all that came before this one.
-    pub fn end_before(&self, arrival: Arrival) {
-        self.first.send_if_modified(|first| {
-            let is_later = arrival > *first;
-            *first = arrival.max(*first);
-            is_later
-        });
+    /// Ends all that are there but this one.
+    pub fn end_all_but(&self, spared: Arrival) {
+        let before = Arrival(self.next.load(Ordering::Relaxed));
+        self.over.send_replace(Over { before, spared: Some(spared) });
     }
 
     /// Waits until this one is to end.
     pub async fn over(&self, arrival: Arrival) {
-        let mut first = self.first.subscribe();
+        let mut over = self.over.subscribe();
         // The sender lives as long as we do.
-        first.wait_for(|first| arrival < *first).await.ok();
+        over.wait_for(|over| over.includes(arrival)).await.ok();
     }
 }
 
@@ -56,14 +67,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_came_before_is_over() {
+    fn all_that_are_there_are_over_but_one_and_who_comes_later() {
         let arrivals = Arrivals::default();
         let [first, second, third] = [(); 3].map(|()| arrivals.arrive());
-        let over = || [first, second, third].map(|arrival| arrivals.over(arrival).now_or_never().is_some());
-        assert_eq!(over(), [false; 3]);
-        arrivals.end_before(second);
-        assert_eq!(over(), [true, false, false]);
-        arrivals.end_before(first);
-        assert_eq!(over(), [true, false, false], "nothing comes back");
+        let over = |arrival| arrivals.over(arrival).now_or_never().is_some();
+        assert_eq!([first, second, third].map(over), [false; 3]);
+        arrivals.end_all_but(second);
+        assert_eq!([first, second, third].map(over), [true, false, true]);
+        let fourth = arrivals.arrive();
+        assert!(!over(fourth));
+        arrivals.end_all_but(fourth);
+        assert_eq!([first, second, third, fourth].map(over), [true, true, true, false], "spared once is not for ever");
     }
 }

@@ -6,7 +6,7 @@
 //!   /sync              disk       the root filesystem's caches
 //!   /fsfreeze /fsthaw  disk       the root filesystem
 //!   /clock             clock      what time it is here; a step
-//!   /resumed           resumed    a memory was restored: entropy, identity, hooks
+//!   /resumed           resumed    a memory was restored: clock, entropy, identity, hooks
 //!   /poweroff
 //! ```
 //! Each call is signed with the host's Ed25519 key, whose public half came with the boot, over sandbox, nonce, path and
@@ -21,7 +21,7 @@ mod verifier;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -87,6 +87,8 @@ enum CallError {
     NoGuest(#[from] NoGuest),
     #[error("this envd runs without a cgroup")]
     NoCgroup,
+    #[error("the guest's memory was restored, and it was not made fit to go on")]
+    Unfit,
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     #[error("cannot write the disk's caches back")]
@@ -109,11 +111,18 @@ impl IntoResponse for CallError {
             Self::Body(_) | Self::Timestamp(_) => StatusCode::BAD_REQUEST,
             Self::Resumed(error) if error.is_request() => StatusCode::BAD_REQUEST,
             Self::Clock(_) | Self::Sync(_) | Self::Disk { .. } | Self::Resumed(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NoGuest(_) | Self::NoCgroup | Self::Cgroup(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoGuest(_) | Self::NoCgroup | Self::Cgroup(_) | Self::Unfit => StatusCode::SERVICE_UNAVAILABLE,
             Self::SyncLane(_) | Self::DiskLane { .. } | Self::ResumedLane(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         error_response(status, &super::files::with_causes(&self))
     }
+}
+
+/// When a call came, by the clock of that moment, and on which connection.
+#[derive(Debug, Clone, Copy)]
+struct Received {
+    at: SystemTime,
+    by: Option<Arrival>,
 }
 
 /// The routes of the host's calls.
@@ -125,14 +134,16 @@ pub fn routes(state: Arc<State>) -> Router {
 }
 
 async fn answer(Shared(state): Shared<Arc<State>>, call: HostCall, path: &'static str, request: Request) -> Response {
+    // Before the signature is looked at, which takes a while in a guest that has just been restored.
+    let at = SystemTime::now();
     let (parts, body) = request.into_parts();
     let Some(body) = bounded(body).await else { return not_found() };
     if parts.method != Method::POST || !state.verifier.accept(&parts.headers, path, &body) {
         return not_found();
     }
-    let arrival = parts.extensions.get().copied();
+    let received = Received { at, by: parts.extensions.get().copied() };
     // A task of its own: the host's hanging up must not leave half of it undone.
-    let done = tokio::spawn(async move { act(&state, call, arrival, &body).await }).await;
+    let done = tokio::spawn(async move { act(&state, call, received, &body).await }).await;
     match done {
         Ok(Ok(answer)) => ([(VERSION_HEADER, VERSION)], answer).into_response(),
         Ok(Err(error)) => error.into_response(),
@@ -144,18 +155,19 @@ async fn bounded(body: Body) -> Option<Bytes> {
     axum::body::to_bytes(body, limits::HOST_CALL_BYTES_MAX).await.ok()
 }
 
-async fn act(state: &State, call: HostCall, arrival: Option<Arrival>, body: &[u8]) -> Result<Response, CallError> {
+async fn act(state: &State, call: HostCall, received: Received, body: &[u8]) -> Result<Response, CallError> {
     let done = |()| StatusCode::NO_CONTENT.into_response();
     match call {
         HostCall::Init => settings::apply(state, parsed(body)?).map(done),
         HostCall::Freeze => move_to(state, Motion::Frozen).await.map(done),
+        HostCall::Thaw if !state.is_fit() => Err(CallError::Unfit),
         HostCall::Thaw => move_to(state, Motion::Thawed).await.map(done),
         HostCall::Sync => disk::sync(state).await.map(done),
         HostCall::DiskFreeze => disk::freeze(state).await.map(done),
         HostCall::DiskThaw => disk::thaw(state).await.map(done),
         HostCall::Clock => Ok(json_response(StatusCode::OK, &clock::step_and_read(state.machine, parsed(body)?)?)),
         HostCall::Resumed => {
-            let answer = resumed::come_back(state, arrival, parsed(body)?).await?;
+            let answer = resumed::come_back(state, received, parsed(body)?).await?;
             Ok(json_response(StatusCode::OK, &answer))
         }
         HostCall::PowerOff => {

@@ -258,7 +258,7 @@ mod tests {
         for stream in &mut old {
             assert!(answers(stream).await);
         }
-        state.arrivals.end_before(state.arrivals.arrive());
+        state.arrivals.end_all_but(state.arrivals.arrive());
         let mut new = TcpStream::connect(address).await.unwrap();
         assert!(answers(&mut new).await);
         for stream in &mut old {
@@ -282,7 +282,7 @@ mod tests {
             let unread = client.start(request).await.unwrap();
             tokio::time::sleep(Duration::from_millis(300)).await;
             assert_eq!(state.processes.running().len(), 1, "it waits for its reader");
-            state.arrivals.end_before(state.arrivals.arrive());
+            state.arrivals.end_all_but(state.arrivals.arrive());
             let begun = Instant::now();
             while !state.processes.running().is_empty() {
                 assert!(begun.elapsed() < Duration::from_secs(10), "it still waits");

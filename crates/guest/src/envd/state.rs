@@ -1,10 +1,11 @@
-//! What envd knows of its sandbox: who it is, who may call, and what the host's last /init said.
+//! What envd knows of its sandbox: who it is, who may call, and what the host's last /init said; /resumed may make it another.
 //!
 //! One value, shared by every handler. Before the first /init there is no token, so that every guarded route refuses;
 //! that is on purpose, see [`auth`](super::auth). Locks are held for a copy, never across an await.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::arrivals::Arrivals;
@@ -20,7 +21,7 @@ const DEFAULT_USER: &str = "root";
 /// What processes get as PATH when envd itself was given none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What the host sets with /init and may set again.
+/// What the host sets with /init and may set again, also with /resumed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// What guarded requests must carry; none means that none is let in.
@@ -87,6 +88,8 @@ pub struct State {
     pub arrivals: Arrivals,
     /// PATH of processes that bring none.
     pub path: String,
+    /// A memory was restored, and the guest was not made fit to go on.
+    unfit: AtomicBool,
     settings: RwLock<Settings>,
 }
 
@@ -103,6 +106,7 @@ impl State {
             lanes: Lanes::default(),
             arrivals: Arrivals::default(),
             path: path.unwrap_or_else(|| DEFAULT_PATH.to_owned()),
+            unfit: AtomicBool::new(false),
             settings: RwLock::new(Settings {
                 token: None,
                 env: own_env(id),
@@ -122,6 +126,16 @@ impl State {
         self.settings.read().unwrap_or_else(PoisonError::into_inner).token.clone()
     }
 
+    /// Whether the users' processes may run.
+    pub fn is_fit(&self) -> bool {
+        !self.unfit.load(Ordering::Relaxed)
+    }
+
+    /// Says whether they may.
+    pub fn set_fit(&self, fit: bool) {
+        self.unfit.store(!fit, Ordering::Relaxed);
+    }
+
     /// Changes the settings in one step that no request sees half done.
     pub fn change_settings(&self, change: impl FnOnce(&mut Settings)) {
         change(&mut self.settings.write().unwrap_or_else(PoisonError::into_inner));
@@ -129,7 +143,7 @@ impl State {
 }
 
 /// What programs written for E2B look for.
-fn own_env(id: &str) -> BTreeMap<String, String> {
+pub fn own_env(id: &str) -> BTreeMap<String, String> {
     let own = [("E2B_SANDBOX", "true"), ("E2B_SANDBOX_ID", id)];
     own.into_iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| (name.into(), value.into())).collect()
 }

@@ -1,7 +1,9 @@
 //! The guest's clock: set by /init, measured and stepped by /clock.
 //!
 //! /init knows the host's time only as of when it was sent, which is good enough at boot. A guest that comes back is
-//! brought closer: its host asks for the time, knows how long the answer took, and has the difference stepped.
+//! brought closer: /resumed notes when the call has arrived and has the clock say at that moment what it said at the host
+//! when the call was sent. How far that can be off follows from how long call and answer were on their way. Where that is
+//! too long to be sure, the host asks for the time with /clock and has the difference stepped.
 
 use std::io;
 use std::time::{Duration, SystemTime};
@@ -39,8 +41,14 @@ pub fn step_and_read(machine: Machine, request: Clock) -> Result<ClockAnswer, Ca
         machine.expect_guest("the clock is not this envd's to step")?;
         wrenn_sys::clock::step(step_ns).map_err(CallError::Clock)?;
     }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Ok(ClockAnswer { unix_ns: now.as_nanos().to_string() })
+    Ok(ClockAnswer { unix_ns: unix_ns(SystemTime::now()).to_string() })
+}
+
+/// Nanoseconds since 1970.
+pub fn unix_ns(time: SystemTime) -> i128 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    // A SystemTime has 63 bits of seconds.
+    i128::try_from(since.as_nanos()).unwrap_or(i128::MAX)
 }
 
 #[cfg(test)]

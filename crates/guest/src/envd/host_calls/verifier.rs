@@ -1,10 +1,11 @@
-//! Whether it was the host who made a call: its signature, and a nonce that only grows.
+//! Whether it was the host who made a call: its signature, and a nonce that only grows, also when the sandbox becomes
+//! another one.
 //!
 //! A nonce counts as used only when its signature holds, so that nobody else can use one up. A memory that is restored
 //! brings back the last nonce of its capture: the calls that were made since then could be made again, by nobody but those
 //! who can read the host's traffic to its own guest.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,9 +21,15 @@ pub struct KeyError;
 /// Checks the host's signatures.
 #[derive(Debug)]
 pub struct Verifier {
-    sandbox_id: String,
     key: VerifyingKey,
-    last_nonce: Mutex<u64>,
+    known: Mutex<Known>,
+}
+
+/// What changes over the guest's life.
+#[derive(Debug)]
+struct Known {
+    sandbox_id: String,
+    last_nonce: u64,
 }
 
 impl Verifier {
@@ -31,24 +38,33 @@ impl Verifier {
         let mut bytes = [0; 32];
         hex::decode_to_slice(key, &mut bytes).map_err(|_| KeyError)?;
         let key = VerifyingKey::from_bytes(&bytes).ok().filter(|key| !key.is_weak()).ok_or(KeyError)?;
-        Ok(Self { sandbox_id: sandbox_id.to_owned(), key, last_nonce: Mutex::new(0) })
+        Ok(Self { key, known: Mutex::new(Known { sandbox_id: sandbox_id.to_owned(), last_nonce: 0 }) })
     }
 
     /// The sandbox that calls must be meant for.
-    pub fn sandbox_id(&self) -> &str {
-        &self.sandbox_id
+    pub fn sandbox_id(&self) -> String {
+        self.known().sandbox_id.clone()
+    }
+
+    /// From now on calls must be meant for this one.
+    pub(super) fn rename(&self, sandbox_id: String) {
+        self.known().sandbox_id = sandbox_id;
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the host made this call, and for the first time.
     pub(super) fn accept(&self, headers: &HeaderMap, path: &str, body: &[u8]) -> bool {
         let Some((nonce, signature)) = credentials(headers) else { return false };
-        let message = host_call_message(&self.sandbox_id, nonce, path, body);
+        let mut known = self.known();
+        let message = host_call_message(&known.sandbox_id, nonce, path, body);
         if self.key.verify_strict(&message, &signature).is_err() {
             return false;
         }
-        let mut last = self.last_nonce.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_new = nonce > *last;
-        *last = nonce.max(*last);
+        let is_new = nonce > known.last_nonce;
+        known.last_nonce = nonce.max(known.last_nonce);
         is_new
     }
 }
@@ -119,6 +135,18 @@ mod tests {
             assert!(!verifier.accept(&headers, path, body), "{what}");
         }
         assert!(verifier.accept(&good, "/init", b"{}"), "none of them used the nonce up");
+    }
+
+    #[test]
+    fn a_sandbox_that_was_renamed_has_a_new_id_and_its_old_nonces() {
+        let verifier = verifier();
+        let call = |id, nonce| verifier.accept(&signed(&host(), id, nonce, "/thaw", b""), "/thaw", b"");
+        assert!(call(ID, 5));
+        verifier.rename("sbother".to_owned());
+        assert_eq!(verifier.sandbox_id(), "sbother");
+        assert!(!call(ID, 6), "it is not called that any more");
+        assert!(!call("sbother", 5), "replayed");
+        assert!(call("sbother", 6));
     }
 
     #[test]
