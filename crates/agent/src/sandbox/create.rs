@@ -25,7 +25,7 @@ use wrenn_engine::vmm::{LaunchError, VmmError};
 use super::capture::{Uncaptured, Users, Vm};
 use super::parts::blocking;
 use super::resume::{self, ResumeError};
-use super::rise::{self, DiskFrom, Rise, Risen, Steps, VmFrom, while_it_runs};
+use super::rise::{self, DiskFrom, Rise, Risen, Steps, VmFrom, not_ready, while_it_runs};
 use super::{CheckedShape, HostFacts, Parts, Problems, Sandbox, Stopwatch};
 use crate::envd_client::{EnvdError, HostLine, Identity};
 use crate::faults::{Injected, Step};
@@ -491,7 +491,7 @@ async fn go_on(
         // Booted from a disk that others have too, it takes itself for this sandbox, but for what is on that disk.
         None => {
             rise.init(parts, &mut risen).await?;
-            let line = risen.envd.reach(rise.ready_limit).await.map_err(|source| rise::not_ready(parts, source))?;
+            let line = risen.envd.reach(rise.ready_limit).await.map_err(|source| not_ready(parts, source))?;
             (&parts.manifest.id, line)
         }
     };

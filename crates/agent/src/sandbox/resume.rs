@@ -139,11 +139,14 @@ async fn bring_back(
         steps,
     };
     let (disk, vm) = source.vm.split();
-    if matches!(vm, VmFrom::Boot) {
-        // What boots runs under whatever is here now.
-        parts.manifest.vmm = host.vmm.describe().clone();
-    }
-    parts.manifest.start = if goes_on { Start::Warm } else { Start::Cold };
+    parts.manifest.start = match vm {
+        VmFrom::Generation(..) => Start::Warm,
+        VmFrom::Boot => {
+            // What boots runs under whatever is here now.
+            parts.manifest.vmm = host.vmm.describe().clone();
+            Start::Cold
+        }
+    };
     let mut risen = rise.run(parts, disk, vm, watch, cancel.clone()).await?;
     let mut line = risen.line.take();
     match &mut line {

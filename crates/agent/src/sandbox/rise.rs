@@ -30,7 +30,7 @@ use wrenn_engine::vmm::{
 use super::create::CreateError;
 use super::parts::blocking;
 use super::{Cancel, Parts, Stopwatch, ending};
-use crate::envd_client::{Dial, EnvdClient, HostKey, HostLine, Init, Nonces};
+use crate::envd_client::{Dial, EnvdClient, EnvdError, HostKey, HostLine, Init, Nonces};
 use crate::faults::Step;
 use crate::generation::{self, Folder, Number};
 use crate::host::{Host, zero_memory};
@@ -307,7 +307,7 @@ impl Rise<'_> {
     ) -> Result<Risen, CreateError> {
         let Launched { boot, mut ended } = launched;
         let envd = guest_client(parts);
-        let not_ready = |source| CreateError::Guest { console: excerpt(parts), source };
+        let not_ready = |source| not_ready(parts, source);
         let up = async {
             match vm {
                 VmFrom::Boot => {
@@ -343,7 +343,7 @@ impl Rise<'_> {
         match risen.envd.init(host_key(parts), &init).await {
             Ok(()) => Ok(()),
             Err(source) => {
-                let error = CreateError::Guest { console: excerpt(parts), source };
+                let error = not_ready(parts, source);
                 Err(better_cause(parts, error, &mut risen.ended).await)
             }
         }
@@ -513,6 +513,11 @@ fn warn_of_no_filter(parts: &Parts) {
             "the VMM runs without a system-call filter; install a release of it"
         ),
     }
+}
+
+/// A guest that did not become ready, with the end of its console.
+pub(super) fn not_ready(parts: &Parts, source: EnvdError) -> CreateError {
+    CreateError::Guest { console: excerpt(parts), source }
 }
 
 pub(super) fn excerpt(parts: &Parts) -> String {
