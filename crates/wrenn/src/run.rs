@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 use wrenn_agent::envd_client::{Command, EnvdClient, EnvdError};
 use wrenn_agent::guest_link;
-use wrenn_agent::host_agent::{Code, CreateRequest, Created, Fresh, HostAgent, OnTimeout, Source, Start, View};
+use wrenn_agent::host_agent::{self, Code, CreateRequest, Created, Fresh, HostAgent, OnTimeout, Start, View};
 use wrenn_agent::reconcile;
 use wrenn_agent::sandbox::{self, CreateError, Owner, Sandbox, Shape, Stopwatch, Timing, Trouble};
 use wrenn_engine::storage::Backend;
@@ -162,7 +162,7 @@ impl Keeper for Own<'_> {
 /// What is asked for; it goes with this process in any case.
 fn request(args: &RunArgs) -> anyhow::Result<CreateRequest> {
     Ok(CreateRequest {
-        source: Source::Template(Fresh {
+        source: host_agent::Source::Template(Fresh {
             template: args.template.clone(),
             kernel: args.kernel.as_deref().map(std::path::absolute).transpose()?,
             shape: Shape { vcpus: args.vcpus, memory: Mib(args.memory), disk: args.disk.map(Mib) },

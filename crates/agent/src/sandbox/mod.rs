@@ -38,6 +38,7 @@ use wrenn_engine::vmm::{Description, Incident, Machine, VmEnd, VmmError};
 use self::pulse::Pulse;
 use self::room::{News, Room};
 use crate::envd_client::EnvdClient;
+use crate::host_agent::Start;
 
 pub(crate) use create::warm_key;
 pub use create::{Begun, Cancel, CreateError, Owner, Wishes, begin, begin_from, create, finish};
@@ -205,6 +206,11 @@ impl Sandbox {
     /// Which VMM runs it.
     pub fn vmm(&self) -> &Description {
         &self.vmm
+    }
+
+    /// How its VM began.
+    pub fn start(&self) -> Start {
+        self.parts.manifest.start
     }
 
     /// What its disk is made of.

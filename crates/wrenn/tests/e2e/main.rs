@@ -10,6 +10,7 @@
 )]
 
 mod bad_input;
+mod branch;
 mod confinement;
 mod faults;
 mod guest_faults;

@@ -1,6 +1,6 @@
 //! Faults at every named step of a capture and a rollback, and of a creation that goes on from what was captured.
 
-use crate::life::kill::{Operation, cells, report, strike};
+use crate::life::kill::{FAULTS, Operation, cells, report, strike};
 use crate::world::World;
 
 const CAPTURE: Operation = Operation {
@@ -34,8 +34,6 @@ const CREATE: Operation = Operation {
         "create-done",
     ],
 };
-const FAULTS: [&str; 5] = ["kill-agent", "kill-vmm", "kill-shim", "fail", "full"];
-
 /// A sandbox that can be told from others by what it knows.
 fn begin(world: &World) -> String {
     let agent = world.agent(&[]);
@@ -76,7 +74,7 @@ fn root_a_fault_at_any_moment_of_a_snapshot_leaves_the_sandbox_and_a_whole_snaps
     let id = begin(&world);
     let mut outcomes = std::collections::BTreeMap::new();
     for cell in cells(&CAPTURE, &FAULTS) {
-        let done = world.strike_wrenn(cell, &["snapshot", "create", &id]);
+        let done = strike(&world, cell, &["snapshot", "create", &id]);
         let agent = world.agent(&[]);
         let state = check(&world, &id, cell);
         let kept = world.json(&["snapshot", "ls"]);
@@ -95,7 +93,7 @@ fn root_a_fault_at_any_moment_of_a_snapshot_leaves_the_sandbox_and_a_whole_snaps
         agent.stop();
     }
     report(&outcomes);
-    end(&world, id);
+    end(world, id);
 }
 
 #[test]
@@ -107,7 +105,7 @@ fn root_a_fault_at_any_moment_of_a_rollback_leaves_what_was_or_what_is_to_be() {
     agent.stop();
     let mut outcomes = std::collections::BTreeMap::new();
     for cell in cells(&ROLLBACK, &FAULTS) {
-        let done = strike(&world, cell, &["rollback", &id, "then"]);
+        let done = strike(&world, cell, &["sandbox", "rollback", &id, "then"]);
         let agent = world.agent(&[]);
         let state = check(&world, &id, cell);
         outcomes.insert(cell, format!("{} then {state}", if done { "done" } else { "failed" }));
@@ -117,7 +115,7 @@ fn root_a_fault_at_any_moment_of_a_rollback_leaves_what_was_or_what_is_to_be() {
     let agent = world.agent(&[]);
     world.json(&["snapshot", "rm", "then"]);
     agent.stop();
-    end(&world, id);
+    end(world, id);
 }
 
 #[test]
@@ -126,7 +124,7 @@ fn root_a_fault_at_any_moment_of_a_fork_leaves_the_parent_and_forks_or_nothing()
     let id = begin(&world);
     let mut outcomes = std::collections::BTreeMap::new();
     for cell in cells(&CREATE, &FAULTS) {
-        let done = strike(&world, cell, &["fork", &id, "--count", "2"]);
+        let done = strike(&world, cell, &["sandbox", "fork", &id, "--count", "2"]);
         let agent = world.agent(&[]);
         let state = check(&world, &id, cell);
         let children: Vec<(String, String)> = world.sandbox(&["ls"]).as_array().unwrap().iter().map(view).collect();
@@ -144,14 +142,14 @@ fn root_a_fault_at_any_moment_of_a_fork_leaves_the_parent_and_forks_or_nothing()
         agent.stop();
     }
     report(&outcomes);
-    end(&world, id);
+    end(world, id);
 }
 
 fn view(view: &serde_json::Value) -> (String, String) {
     (view["id"].as_str().unwrap().to_owned(), view["state"].as_str().unwrap().to_owned())
 }
 
-fn end(world: &World, id: String) {
+fn end(world: World, id: String) {
     let agent = world.agent(&[]);
     world.remove(&[id]);
     agent.stop();

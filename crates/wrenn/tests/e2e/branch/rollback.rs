@@ -42,7 +42,7 @@ fn root_a_rollback_takes_a_sandbox_back_with_all_that_it_was() {
     world.remove(&[other]);
     world.sh(&id, "echo going on > /dev/shm/file");
     let damaged = world.snapshot(&id, "damaged");
-    crate::life::damage::flip_a_bit(&world.dir().join("snapshots").join(damaged).join("generation/memory/memory"));
+    crate::life::damage::flip(&world.dir().join("snapshots").join(damaged).join("generation/memory/memory"));
     assert_failed(&world.output(&["sandbox", "rollback", &id, "damaged"]), &["damaged"]);
     assert_eq!(world.sh(&id, "cat /dev/shm/file"), "going on\n");
     assert_failed(&world.output(&["sandbox", "rollback", &id, "never"]), &["no snapshot `never`"]);

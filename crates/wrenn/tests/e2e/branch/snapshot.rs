@@ -99,7 +99,7 @@ fn root_a_damaged_snapshot_is_refused_by_name_and_nothing_else_suffers() {
             "disk" => folder.join("generation/disk"),
             in_memory => folder.join("generation/memory").join(in_memory),
         };
-        crate::life::damage::flip_a_bit(&file);
+        crate::life::damage::flip(&file);
         let refused = world.output(&["sandbox", "create", "--snapshot", &id]);
         assert_failed(&refused, &[file.file_name().unwrap().to_str().unwrap()]);
         let removed = world.output(&["snapshot", "rm", &id]);

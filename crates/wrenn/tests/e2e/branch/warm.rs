@@ -64,7 +64,7 @@ fn root_a_damaged_warm_image_is_made_anew() {
     assert_eq!(run("two").0, "warm");
     let images: Vec<_> = std::fs::read_dir(world.dir().join("warm")).unwrap().flatten().map(|entry| entry.path()).collect();
     let image = images.iter().find(|path| path.is_dir()).unwrap();
-    crate::life::damage::flip_a_bit(&image.join("generation/memory/memory"));
+    crate::life::damage::flip(&image.join("generation/memory/memory"));
     let (start, words) = run("three");
     assert_eq!(start, "cold");
     assert!(words.contains("a warm image cannot be used"), "it is said: {words}");

@@ -15,7 +15,7 @@ fn generation(world: &World, id: &str) -> PathBuf {
 }
 
 /// Flips a bit in the middle of a file, or of its first data.
-fn flip(path: &Path) {
+pub fn flip(path: &Path) {
     let file = fs::File::options().read(true).write(true).open(path).unwrap();
     let offset = first_data(&file).max(file.metadata().unwrap().len().min(4096) / 2);
     let mut byte = [0];

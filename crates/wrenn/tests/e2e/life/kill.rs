@@ -10,9 +10,11 @@ use crate::world::{World, text};
 const AGENT: &str = "kill-agent";
 
 /// The steps of an operation, and what of a running sandbox's memory must be there after a fault at them.
-struct Operation {
-    name: &'static str,
-    steps: &'static [&'static str],
+pub struct Operation {
+    /// As `wrenn sandbox` calls it.
+    pub name: &'static str,
+    /// In their order.
+    pub steps: &'static [&'static str],
 }
 
 const CREATE: Operation = Operation {
@@ -61,10 +63,11 @@ const RESUME: Operation = Operation {
 };
 const DESTROY: Operation =
     Operation { name: "destroy", steps: &["destroy-begun", "destroy-ended", "destroy-freed", "destroy-disk"] };
-const FAULTS: [&str; 5] = [AGENT, "kill-vmm", "kill-shim", "fail", "full"];
+/// What goes wrong.
+pub const FAULTS: [&str; 5] = [AGENT, "kill-vmm", "kill-shim", "fail", "full"];
 
 /// The matrix of an operation: all of it in a soak, else some cells that a seed chooses, an agent's death among them.
-fn cells(operation: &Operation, faults: &[&'static str]) -> Vec<(&'static str, &'static str)> {
+pub fn cells(operation: &Operation, faults: &[&'static str]) -> Vec<(&'static str, &'static str)> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let all: Vec<_> = faults.iter().flat_map(|fault| operation.steps.iter().map(move |step| (*step, *fault))).collect();
     if number("WRENN_TEST_ROUNDS").is_some() {
@@ -77,10 +80,10 @@ fn cells(operation: &Operation, faults: &[&'static str]) -> Vec<(&'static str, &
     vec![deaths[pick(1, deaths.len())], deaths[pick(2, deaths.len())], all[pick(3, all.len())]]
 }
 
-/// The agent with a fault that waits for it, the operation, and an agent after it if that one died.
-fn strike(world: &World, (step, fault): (&str, &str), operation: &[&str]) -> bool {
+/// The agent with a fault that waits for it, and `wrenn` with these arguments; whether that succeeded.
+pub fn strike(world: &World, (step, fault): (&str, &str), operation: &[&str]) -> bool {
     let mut agent = world.agent(&["--fault", &format!("{step}:{fault}")]);
-    let output = world.output(&[&["sandbox"], operation].concat());
+    let output = world.output(operation);
     // What need not be waited for has its steps too.
     if !agent.has_ended() {
         drop(world.output(&["sandbox", "ls"]));
@@ -94,7 +97,8 @@ fn strike(world: &World, (step, fault): (&str, &str), operation: &[&str]) -> boo
     output.status.success()
 }
 
-fn report(outcomes: &BTreeMap<(&str, &str), String>) {
+/// The matrix, a line for each cell.
+pub fn report(outcomes: &BTreeMap<(&str, &str), String>) {
     println!("step | fault | outcome");
     outcomes.iter().for_each(|((step, fault), outcome)| println!("{step} | {fault} | {outcome}"));
 }
@@ -104,7 +108,7 @@ fn root_a_fault_at_any_moment_of_a_create_leaves_a_sandbox_or_nothing() {
     let world = World::new();
     let mut outcomes = BTreeMap::new();
     for cell in cells(&CREATE, &FAULTS) {
-        strike(&world, cell, &["create"]);
+        strike(&world, cell, &["sandbox", "create"]);
         let agent = world.agent(&[]);
         let left = world.sandbox(&["ls"]);
         let left: Vec<&serde_json::Value> = left.as_array().unwrap().iter().collect();
@@ -152,7 +156,7 @@ fn life(operation: &Operation, faults: &[&'static str]) {
     agent.stop();
     let mut outcomes = BTreeMap::new();
     for cell in cells(operation, faults) {
-        let done = strike(&world, cell, &[operation.name, &id]);
+        let done = strike(&world, cell, &["sandbox", operation.name, &id]);
         let agent = world.agent(&[]);
         let state = world.state(&id);
         outcomes.insert(cell, format!("{} then {state}", if done { "done" } else { "failed" }));
@@ -202,7 +206,7 @@ fn root_a_fault_at_any_moment_of_a_destroy_ends_in_nothing() {
             world.sandbox(&["pause", &id]);
         }
         agent.stop();
-        strike(&world, cell, &["rm", &id]);
+        strike(&world, cell, &["sandbox", "rm", &id]);
         let agent = world.agent(&[]);
         assert_eq!(world.state(&id), "gone", "{cell:?}: {}", world.agent_words());
         outcomes.insert(cell, "gone".to_owned());

@@ -3,8 +3,8 @@
 mod adoption;
 mod agent;
 mod cycles;
-mod damage;
-mod kill;
+pub mod damage;
+pub mod kill;
 mod model;
 mod pause;
 mod races;
