@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use wrenn_engine::limits::CONSOLE_RING_BYTES;
+use wrenn_engine::limits::{CONSOLE_RING_BYTES, WARM_IMAGES_MAX};
 
 /// Connections at once: each command line has one, and one for each tunnel.
 pub const CONNECTIONS_MAX: usize = 2048;
@@ -28,15 +28,6 @@ pub const MESSAGE_MEMORY_MAX: usize = 4 * MESSAGE_BYTES_MAX;
 /// Longest name of a template, in bytes.
 pub const TEMPLATE_BYTES_MAX: usize = 256;
 
-/// Longest name of a snapshot, or of a template that is made from one, in bytes: part of a file's name.
-pub const NAME_BYTES_MAX: usize = 64;
-
-/// Warm images of one template that are told of. Each was asked for by its own size, and takes megabytes on disk.
-pub const WARM_IMAGES_MAX: usize = 1024;
-
-/// Forks of one call: what a large host has room for. Each answer is a message of its own.
-pub const FORKS_MAX: u32 = 1024;
-
 /// Longest path of a kernel, in bytes (PATH_MAX).
 pub const PATH_BYTES_MAX: usize = 4096;
 
@@ -55,6 +46,10 @@ pub const ENV_BYTES_MAX: usize = 128 * 1024;
 const _: () = assert!(
     ENV_BYTES_MAX + LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX) < MESSAGE_BYTES_MAX / 2,
     "a request with all that is allowed fits a message"
+);
+const _: () = assert!(
+    WARM_IMAGES_MAX * 1024 < MESSAGE_BYTES_MAX / 2,
+    "a template with all warm images fits a message: each has hashes, a version and a few numbers"
 );
 const _: () = assert!(CONSOLE_RING_BYTES < MESSAGE_BYTES_MAX as u64 / 2, "a console fits a message");
 

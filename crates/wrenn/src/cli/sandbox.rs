@@ -142,11 +142,11 @@ pub struct CreateArgs {
     /// Template to start from; see `wrenn template ls`.
     #[arg(short, long, default_value = "minimal")]
     pub template: String,
-    /// Start from this snapshot instead, by its name or id: its memory and disk, size and environment.
+    /// Start from this snapshot instead, by its name or id: with its memory and disk, its size, environment and labels.
     #[arg(
         long,
         value_name = "SNAPSHOT",
-        conflicts_with_all = ["template", "kernel", "vcpus", "memory", "disk", "env", "cold"]
+        conflicts_with_all = ["template", "kernel", "vcpus", "memory", "disk", "cold"]
     )]
     pub snapshot: Option<String>,
     /// Boot this kernel image instead of the one Wrenn prepared.
@@ -335,11 +335,11 @@ mod tests {
 
     #[test]
     fn what_a_snapshot_decides_cannot_be_asked_for() {
-        let SandboxVerb::Create(create) = sandbox("create --snapshot before --metadata a=b --timeout 1m") else {
+        let SandboxVerb::Create(create) = sandbox("create --snapshot before -e A=b --metadata a=b --timeout 1m") else {
             panic!("not create")
         };
         assert_eq!(create.snapshot.as_deref(), Some("before"));
-        for other in ["-t base", "--kernel f", "--vcpus 1", "--memory 256", "--disk 64", "-e A=b", "--cold"] {
+        for other in ["-t base", "--kernel f", "--vcpus 1", "--memory 256", "--disk 64", "--cold"] {
             let error = parse(&format!("wrenn sandbox create --snapshot before {other}")).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ArgumentConflict, "{other}");
         }

@@ -125,7 +125,7 @@ fn removed_json(name: &str, answer: &Result<TemplateView, AgentError>) -> Value 
 async fn from_snapshot(link: &Link, snapshot: &str, name: &str, json: bool) -> Result<ExitCode> {
     let made = link.agent().template_from_snapshot(snapshot, name).await?;
     if json {
-        println!("{}", json!({ "template": show::view_json(&made), "snapshot": snapshot }));
+        println!("{}", show::view_json(&made));
     } else {
         println!("template {} is ready ({}), from snapshot {snapshot}", made.name, short(&made.id));
     }

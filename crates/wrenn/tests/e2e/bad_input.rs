@@ -170,7 +170,7 @@ fn root_templates_are_listed_without_an_agent_but_not_what_is_warm() {
 fn root_an_agent_refuses_names_that_are_none_and_counts_beyond_its_limits() {
     let world = World::new();
     let agent = world.agent(&[]);
-    let long = "x".repeat(65);
+    let long = "x".repeat(257);
     for (args, words) in [
         (&["sandbox", "fork", NOBODY, "--count", "0"][..], "0 forks: 1 to 1024"),
         (&["sandbox", "fork", NOBODY, "--count", "1025"], "1025 forks: 1 to 1024"),
@@ -178,11 +178,11 @@ fn root_an_agent_refuses_names_that_are_none_and_counts_beyond_its_limits() {
         (&["sandbox", "rollback", NOBODY, "Before"], "`Before` cannot be a snapshot's name"),
         (&["sandbox", "create", "--snapshot", ".hidden"], "`.hidden` cannot be a snapshot's name"),
         (&["snapshot", "create", NOBODY, "--name", "a/b"], "`a/b` cannot be a snapshot's name"),
-        (&["snapshot", "create", NOBODY, "--name", "sn0123456789abcdefgh"], "the form of an id"),
+        (&["snapshot", "create", NOBODY, "--name", "sn0123456789abcdefgh"], "cannot be a snapshot's name"),
         (&["snapshot", "rm", ""], "`` cannot be a snapshot's name"),
         (&["template", "warm", "minimal", "--boot-timeout", "2h"], "a boot timeout of 2h: 1h is the most"),
         (&["template", "rm", ""], "a template's name of 0 bytes"),
-        (&["template", "from-snapshot", "before", &long], "cannot be a template's name: 1 to 64 characters"),
+        (&["template", "from-snapshot", "before", &long], "a template's name of 257 bytes"),
         (&["forkcheck", "-t", ""], "a template's name of 0 bytes"),
     ] {
         assert_failed(&world.output(args), &[words]);

@@ -121,7 +121,7 @@ async fn what_is_beyond_the_limits_never_reaches_the_agent() {
     let remote = &world.remote;
     for request in [
         forks(0),
-        forks(limits::FORKS_MAX + 1),
+        forks(wrenn_engine::limits::FORKS_MAX + 1),
         ForkRequest { ready_limit: Duration::from_secs(3601), ..forks(1) },
         ForkRequest { timeout: Some(Duration::MAX), ..forks(1) },
         ForkRequest { metadata: BTreeMap::from([("k".repeat(257), String::new())]), ..forks(1) },

@@ -14,12 +14,14 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use connectrpc::{ConnectError, ErrorCode, ErrorDetail};
+use wrenn_engine::names::SnapshotId;
 use wrenn_engine::vmm::Description;
 use wrenn_proto::hostagent as wire;
 
 use super::limits;
 use crate::host_agent::{AgentError, Code};
 use crate::sandbox::Timing;
+use crate::snapshot::check_name;
 
 pub(super) use sandbox::{
     changed, checked_create, checked_resume, checked_timeout, create_request, resume_request, sandbox_id,
@@ -145,18 +147,18 @@ impl Problems {
         });
     }
 
-    /// A name of a snapshot or a template; their ids are such names too.
-    fn check_name(&mut self, whose: &str, name: &str) {
-        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
-        let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-        let is_name = first && name.len() <= limits::NAME_BYTES_MAX && name.bytes().all(allowed);
-        self.check(is_name, || {
-            let shown: String = name.chars().take(limits::NAME_BYTES_MAX + 1).collect();
-            format!(
-                "`{shown}` cannot be a {whose}'s name: 1 to {} characters of [a-z0-9._-], beginning with a letter or digit",
-                limits::NAME_BYTES_MAX
-            )
-        });
+    /// A name for a new snapshot.
+    fn check_name(&mut self, name: &str) {
+        if let Err(error) = check_name(name) {
+            self.0.push(error.to_string());
+        }
+    }
+
+    /// What a snapshot is found by: its name or its id.
+    fn check_snapshot(&mut self, wanted: &str) {
+        if wanted.parse::<SnapshotId>().is_err() {
+            self.check_name(wanted);
+        }
     }
 
     fn check_timeout(&mut self, timeout: Option<Duration>) {

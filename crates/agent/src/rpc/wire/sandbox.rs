@@ -227,7 +227,7 @@ fn checked_source(problems: &mut Problems, source: wire::create_request::Source)
     match source {
         wire::create_request::Source::Template(fresh) => Source::Template(fresh_in(problems, *fresh)),
         wire::create_request::Source::Snapshot(snapshot) => {
-            problems.check_name("snapshot", &snapshot);
+            problems.check_snapshot(&snapshot);
             Source::Snapshot(snapshot)
         }
     }

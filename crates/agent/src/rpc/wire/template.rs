@@ -55,16 +55,13 @@ fn check_template(problems: &mut Problems, name: &str) {
 
 impl From<TemplateView> for wire::Template {
     fn from(view: TemplateView) -> Self {
-        if view.warm.len() > limits::WARM_IMAGES_MAX {
-            tracing::warn!(template = view.name, count = view.warm.len(), "not all of its warm images are told of");
-        }
         Self {
             id: view.id,
             name: view.name,
             created: view.created,
             size_bytes: view.size_bytes,
             own_bytes: view.own_bytes,
-            warm: view.warm.into_iter().take(limits::WARM_IMAGES_MAX).map(Into::into).collect(),
+            warm: view.warm.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -155,8 +152,8 @@ pub(in crate::rpc) fn checked_from_snapshot(
     request: wire::TemplateFromSnapshotRequest,
 ) -> Result<(String, String), AgentError> {
     let mut problems = Problems::default();
-    problems.check_name("snapshot", &request.snapshot);
-    problems.check_name("template", &request.name);
+    problems.check_snapshot(&request.snapshot);
+    check_template(&mut problems, &request.name);
     problems.into_result()?;
     Ok((request.snapshot, request.name))
 }
@@ -178,7 +175,7 @@ mod tests {
 
     #[test]
     fn both_names_of_a_new_template_are_looked_at() {
-        let request = wire::TemplateFromSnapshotRequest { snapshot: "/".to_owned(), name: "B".to_owned() };
+        let request = wire::TemplateFromSnapshotRequest { snapshot: "/".to_owned(), name: String::new() };
         let error = checked_from_snapshot(request).unwrap_err();
         assert!(error.message.contains("a snapshot's name") && error.message.contains("a template's name"), "{error}");
         assert!(template_name("").is_err() && template_name(&"x".repeat(257)).is_err());
