@@ -22,3 +22,4 @@ pub mod signals;
 pub mod spawn;
 pub mod tap;
 pub mod tsc;
+pub mod userfaultfd;

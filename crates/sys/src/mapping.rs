@@ -1,12 +1,12 @@
-//! A file mapped privately, as a VMM maps its guest's memory: what is written stays in this process.
+//! Memory mapped privately, as a VMM maps its guest's: what is written stays in this process.
 
 use std::fs::File;
 use std::io;
 use std::ptr::{self, NonNull};
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
-/// A private, writable mapping of a whole file, for tests of what finds changed pages.
+/// A private, writable mapping of a whole file or of no file, for tests of what finds changed pages and of what fills them.
 ///
 /// The file must stay as long as it is: to touch a page beyond its end ends the process (SIGBUS).
 #[derive(Debug)]
@@ -14,6 +14,9 @@ pub struct PrivateMapping {
     start: NonNull<u8>,
     bytes: usize,
 }
+
+// SAFETY: the mapping is the process's, not a thread's, and this is its one owner; no reference into it is ever given out.
+unsafe impl Send for PrivateMapping {}
 
 impl PrivateMapping {
     /// Maps all of `file`, which may be open for reading only.
@@ -24,6 +27,20 @@ impl PrivateMapping {
         let start = unsafe { mmap(ptr::null_mut(), bytes, protection, MapFlags::PRIVATE, file, 0)? };
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self { start, bytes })
+    }
+
+    /// Maps `bytes` of zeroes.
+    pub fn anonymous(bytes: usize) -> io::Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses replaces no other.
+        let start = unsafe { mmap_anonymous(ptr::null_mut(), bytes, protection, MapFlags::PRIVATE)? };
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { start, bytes })
+    }
+
+    /// Where it is, for who tells the kernel of it.
+    pub fn address(&self) -> u64 {
+        self.start.as_ptr() as u64
     }
 
     /// Bytes that are mapped.
