@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! agent ── spec.json (path in argv) ─────► shim ──► VMM
+//!       ── page table (a descriptor) ───────►│         `pages`: for a VMM whose memory the shim serves
 //!       ◄─ one line on the ready descriptor ─┤
 //!       ◄─ Unix socket: frames ──────────────┤      requests and answers, in this module
 //!       ◄─ console ring (a file) ────────────┤      `ring`: readable also when the shim is gone
@@ -22,6 +23,7 @@
 
 pub mod client;
 pub mod frame;
+pub mod pages;
 pub mod ring;
 mod spec;
 
@@ -36,7 +38,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub use client::{Client, ClientError};
 pub use frame::{Decoder, FRAME_MAX, FrameError};
 pub use spec::{
-    Console, Credentials, InheritedFd, Jail, JailEntry, Resource, Rlimit, SPEC_VERSION, Spec, SpecError, Vmm,
+    Console, Credentials, InheritedFd, Jail, JailEntry, Pager, Resource, Rlimit, SPEC_VERSION, Spec, SpecError, Vmm,
 };
 
 /// The oldest protocol version this code speaks.
@@ -315,7 +317,13 @@ pub struct ExitRecord {
     /// Why, if it was the shim that ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
+    /// What went wrong, if that is why: one line for people, at most [`DETAIL_MAX_CHARS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
+
+/// Longest [`ExitRecord::detail`]: a path, a number and what the system said.
+pub const DETAIL_MAX_CHARS: usize = 500;
 
 /// How a VMM ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -371,6 +379,8 @@ pub enum Reason {
     ShimTerminated,
     /// The shim could not go on.
     ShimFailed,
+    /// The VMM's memory is the shim's to serve ([`Pager`]), and a page of it could not be served.
+    MemoryLost,
     /// A reason of a newer shim.
     #[serde(other)]
     Unknown,
@@ -438,6 +448,20 @@ impl Ready {
         let mut line = to_json(self);
         line.push(b'\n');
         line
+    }
+}
+
+impl fmt::Display for ExitRecord {
+    /// How it ended, and why if that was not what somebody had asked for.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.end.fmt(f)?;
+        let detail = self.detail.as_deref().unwrap_or("no more is known");
+        match self.reason {
+            Some(Reason::MemoryLost) => write!(f, ", because its memory could not be served: {detail}"),
+            Some(Reason::ShimFailed) => f.write_str(", because its shim could not go on"),
+            Some(Reason::StopRequested | Reason::ShutdownRequested | Reason::ShimTerminated | Reason::Unknown)
+            | None => Ok(()),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //!           VMM ───────► its end is recorded (exit record), told to who waits, then the shim lingers
 //!           console ───► ring file, at a limited rate (the guest blocks itself, not us)
 //!           stderr ────► the last 16 KiB, in memory
+//!           faults ────► pages of the VM's memory, where the VMM has them served (`pager`)
 //!           listener ──► clients, at most 16, each with bounded buffers
 //! end:    on Shutdown, or alone for long enough after the VMM's end
 //! ```
@@ -21,6 +22,7 @@
 mod clients;
 mod console;
 mod limits;
+mod pager;
 mod record;
 mod service;
 mod setup;

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use wrenn_proto::shim::{CONSOLE_TAIL_MAX, ErrorCode, Reason, Reply, Request, STOP_GRACE_MAX_MS, Status};
 
+use crate::complain;
 use crate::console::{Drain, Log, Ring};
 use crate::limits::PIPE_READ_BYTES;
+use crate::pager::Pager;
 use crate::vmm::Vmm;
 
 /// The VMM and what it has said.
@@ -16,6 +18,8 @@ pub struct Service {
     pub sandbox: String,
     /// The VMM.
     pub vmm: Vmm,
+    /// What serves its memory, if anything does.
+    pub pager: Option<Pager>,
     /// Its serial console.
     pub console: Drain<Ring>,
     /// Its stderr.
@@ -69,8 +73,21 @@ impl Service {
         let Some(end) = self.vmm.reap() else { return false };
         self.console.finish(&mut self.buffer);
         self.log.finish(&mut self.buffer);
+        if let Some(mut pager) = self.pager.take() {
+            pager.finish();
+        }
         self.vmm.record_end(end);
         true
+    }
+
+    /// Serves the VMM's memory; the VMM is ended if that is not possible.
+    pub fn serve_memory(&mut self, now: Instant) {
+        let Some(Err(error)) = self.pager.as_mut().map(|pager| pager.serve(now)) else { return };
+        let detail = crate::with_causes(&error);
+        complain(&format!("the VMM is ended, because its memory cannot be served: {detail}"));
+        if let Err(error) = self.vmm.kill_for(Reason::MemoryLost, &detail, now) {
+            complain(&format!("cannot kill the VMM: {error}"));
+        }
     }
 
     fn status(&self) -> Status {

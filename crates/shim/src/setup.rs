@@ -18,6 +18,7 @@ use wrenn_sys::spawn::{self, Child, Spawn, SpawnError};
 
 use crate::console::{Drain, Log, Ring};
 use crate::limits::{PIPE_READ_BYTES, VMM_LOG_BYTES_PER_SECOND};
+use crate::pager::{NoPages, Pager};
 use crate::record;
 use crate::service::Service;
 use crate::supervisor::Supervisor;
@@ -58,6 +59,9 @@ pub enum SetupError {
         /// What the system said.
         source: io::Error,
     },
+    /// The VMM's memory could not be served.
+    #[error(transparent)]
+    Pages(#[from] NoPages),
     /// The VMM could not be started; the record is written.
     #[error("the VMM {}", _0.end)]
     Spawn(Box<ExitRecord>),
@@ -72,6 +76,8 @@ pub fn set_up(spec: Spec, mut inherited: Inherited) -> Result<Supervisor, SetupE
     let socket = Socket::bind(&spec.socket)?;
     let ring = Ring::new(RingWriter::create(&spec.console.path, spec.console.bytes)?);
     let fds = take_descriptors(&spec, &mut inherited)?;
+    let user = spec.vmm.credentials.as_ref();
+    let pager = spec.pager.as_ref().map(|pager| Pager::set_up(pager, user, &mut inherited)).transpose()?;
     // Those that nobody named are closed.
     drop(inherited);
     let (console_reader, console_writer) = pipe()?;
@@ -89,6 +95,7 @@ pub fn set_up(spec: Spec, mut inherited: Inherited) -> Result<Supervisor, SetupE
     let service = Service {
         vmm: Vmm::new(spec.sandbox.clone(), spec.exit_record, child, started_ms),
         sandbox: spec.sandbox,
+        pager,
         console: Drain::new(console_reader, pace, ring),
         log: Drain::new(log_reader, log_pace, Log::default()),
         buffer: Box::new([0; PIPE_READ_BYTES]),
@@ -116,7 +123,8 @@ pub struct Socket {
 }
 
 impl Socket {
-    fn bind(path: &Path) -> Result<Self, SetupError> {
+    /// Listens at `path`; the socket of a shim that was killed is replaced.
+    pub fn bind(path: &Path) -> Result<Self, SetupError> {
         let error = |source| SetupError::Socket { path: path.to_owned(), source };
         let listener = match UnixListener::bind(path) {
             Err(taken) if taken.kind() == io::ErrorKind::AddrInUse => {
@@ -264,6 +272,7 @@ impl StartFailure {
             ended_ms: record::unix_ms(),
             end: End::SpawnFailed { step: self.step.to_owned(), errno: self.errno, program: self.object },
             reason: None,
+            detail: None,
         };
         if let Err(error) = record::write(&spec.exit_record, &record) {
             // The ready line says the same.

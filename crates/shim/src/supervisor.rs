@@ -10,6 +10,7 @@ use wrenn_sys::process::SignalFd;
 use crate::clients::{Client, Wish};
 use crate::complain;
 use crate::limits::{CLIENTS_MAX, FAREWELL, TERMINATION_GRACE};
+use crate::pager::Pager;
 use crate::service::Service;
 use crate::setup::Socket;
 
@@ -47,6 +48,7 @@ struct Events {
     vmm: bool,
     console: bool,
     log: bool,
+    memory: bool,
     listener: bool,
     /// One per client, in their order.
     clients: Vec<PollFlags>,
@@ -97,10 +99,12 @@ impl Supervisor {
     fn wait(&mut self) -> io::Result<Events> {
         let timeout = self.next_deadline().map(|at| timespec(at.saturating_duration_since(Instant::now())));
         let now = Instant::now();
-        let mut fds = Vec::with_capacity(5 + self.clients.len());
+        let mut fds = Vec::with_capacity(6 + self.clients.len());
         fds.push(PollFd::new(&self.signals, PollFlags::IN));
         fds.push(PollFd::new(&self.socket.listener, PollFlags::IN));
-        let optional = [self.service.vmm.handle(), self.service.console.wanted(now), self.service.log.wanted(now)];
+        let service = &mut self.service;
+        let memory = service.pager.as_ref().and_then(Pager::handle);
+        let optional = [service.vmm.handle(), service.console.wanted(now), service.log.wanted(now), memory];
         let present = optional.each_ref().map(Option::is_some);
         fds.extend(optional.into_iter().flatten().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let clients_from = fds.len();
@@ -119,6 +123,7 @@ impl Supervisor {
             vmm: next(present[0]),
             console: next(present[1]),
             log: next(present[2]),
+            memory: next(present[3]),
             clients: fds[clients_from..].iter().map(PollFd::revents).collect(),
         })
     }
@@ -129,11 +134,17 @@ impl Supervisor {
         // In the past: the pipe is polled now, no need to wake up for it.
         let now = Instant::now();
         let pipes = pipes.into_iter().flatten().filter(|at| *at > now);
-        let own = [service.vmm.kill_at(), self.linger_ends_at(), self.leave_at].into_iter().flatten();
+        let memory = service.pager.as_ref().and_then(|pager| pager.wanted_at(now));
+        let own = [service.vmm.kill_at(), memory, self.linger_ends_at(), self.leave_at].into_iter().flatten();
         pipes.chain(own).chain(self.clients.iter().filter_map(Client::stalls_at)).min()
     }
 
     fn act(&mut self, events: &Events, now: Instant) {
+        // First of all: the guest stands still meanwhile.
+        let pager = self.service.pager.as_ref();
+        if events.memory || pager.and_then(|pager| pager.wanted_at(now)).is_some_and(|at| now >= at) {
+            self.service.serve_memory(now);
+        }
         if events.signals {
             self.take_signals(now);
         }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use wrenn_proto::shim::{End, ExitRecord, RECORD_VERSION, Reason, VmmStatus};
+use wrenn_proto::shim::{DETAIL_MAX_CHARS, End, ExitRecord, RECORD_VERSION, Reason, VmmStatus};
 use wrenn_sys::spawn::{Child, ExitStatus};
 
 use crate::{complain, record};
@@ -36,6 +36,8 @@ enum State {
 struct Stop {
     /// Of the first who asked.
     reason: Reason,
+    /// What went wrong, if that is why.
+    detail: Option<String>,
     /// `None` once SIGKILL was sent.
     kill_at: Option<Instant>,
 }
@@ -90,7 +92,7 @@ impl Vmm {
         let State::Running { child, stop } = &mut self.state else { return Ok(()) };
         let kill_at = now + grace;
         match stop {
-            None => *stop = Some(Stop { reason, kill_at: Some(kill_at) }),
+            None => *stop = Some(Stop { reason, detail: None, kill_at: Some(kill_at) }),
             Some(Stop { kill_at: Some(earlier), .. }) => *earlier = kill_at.min(*earlier),
             Some(Stop { kill_at: None, .. }) => return Ok(()),
         }
@@ -98,6 +100,14 @@ impl Vmm {
             return self.kill_if_due(now);
         }
         child.signal(Signal::TERM).map(drop)
+    }
+
+    /// Kills it at once, because of something that went wrong. The reason of somebody who asked before stays.
+    pub fn kill_for(&mut self, reason: Reason, detail: &str, now: Instant) -> io::Result<()> {
+        let State::Running { stop, .. } = &mut self.state else { return Ok(()) };
+        let detail = Some(detail.chars().take(DETAIL_MAX_CHARS).collect());
+        stop.get_or_insert(Stop { reason, detail, kill_at: Some(now) });
+        self.stop(Duration::ZERO, reason, now)
     }
 
     /// When the grace of a stop is over.
@@ -157,6 +167,7 @@ impl Vmm {
             ended_ms: record::unix_ms(),
             end,
             reason: stop.as_ref().map(|stop| stop.reason),
+            detail: stop.as_ref().and_then(|stop| stop.detail.clone()),
         };
         if let Err(error) = record::write(&self.record_path, &record) {
             // Those who ask over the socket are still told.

@@ -56,6 +56,11 @@ impl Base {
         self.extents.is_empty()
     }
 
+    /// Where its data is.
+    pub(super) fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
     /// Whether there is no data in these bytes, so that they are zero without being read.
     pub(super) fn is_hole(&self, start: u64, length: u64) -> bool {
         let after = self.extents.partition_point(|extent| extent.start + extent.length <= start);

@@ -15,6 +15,8 @@
 //!   "unchanged": a page that was something in the base and was zeroed since must come back as zero.
 //! - [`fold`](fold()) writes a patch into its base, as a redo log is applied: done twice it does no harm, and one that was cut off
 //!   is finished by the next. It is for bases of one owner; [`fold_copy`] makes a new base where several share one.
+//! - [`on_demand`](on_demand()) makes a table of a base and the patches over it, for who serves pages to a VM instead of mapping
+//!   a file. It needs no fold.
 //! - Everything has checksums ([`Checksums`]), and nothing is changed before what it is made from was checked. Damage is refused
 //!   by the file's name and the place in it.
 //!
@@ -27,6 +29,7 @@ mod compose;
 mod files;
 mod fold;
 mod format;
+mod on_demand;
 mod patch;
 mod runs;
 mod verified;
@@ -40,6 +43,7 @@ pub use checksums::{CHUNK_BYTES, Checksums, verify};
 pub use files::Files;
 pub use fold::{Folded, fold, fold_copy, merge};
 pub use format::{FormatError, PatchId};
+pub use on_demand::{OnDemand, on_demand};
 pub use patch::{Patch, SealedPatch};
 pub use runs::{Content, PAGE_BYTES, Run, Runs};
 pub use verified::{Checked, Identity, Verified};

@@ -121,7 +121,7 @@ impl Patch {
 }
 
 /// The pages that an extent touches, but for one that the extent before touched as well.
-fn whole_pages(extent: Extent, before: &Runs) -> Option<Run> {
+pub(super) fn whole_pages(extent: Extent, before: &Runs) -> Option<Run> {
     let free = before.list().last().map_or(0, Run::end);
     let first = (extent.start / PAGE_BYTES).max(free);
     let end = (extent.start + extent.length).min(before.memory_bytes()).div_ceil(PAGE_BYTES);

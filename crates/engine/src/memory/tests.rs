@@ -383,3 +383,23 @@ proptest! {
         }
     }
 }
+
+/// What the files of a table hold is what a fold would make of them.
+#[test]
+fn a_memory_on_demand_is_what_it_is_folded() {
+    let mut world = World::new();
+    world.patch(&[(0, 0), (1, 91), (2, 92), (20, 0), (39, 93)]);
+    let base = world.base();
+    let patch = SealedPatch::open(&world.files, base.bytes()).unwrap().unwrap();
+    let OnDemand { table, files } = on_demand(&base, &[patch]).unwrap();
+    for page in 0..PAGES {
+        let mut bytes = [0; PAGE];
+        match table.at(page as u32).0 {
+            wrenn_proto::shim::pages::Content::Zero => {}
+            wrenn_proto::shim::pages::Content::File(file) => {
+                files[file as usize].read_exact_at(&mut bytes, (page * PAGE) as u64).unwrap();
+            }
+        }
+        assert_eq!(bytes[..], world.model[page * PAGE..][..PAGE], "page {page}");
+    }
+}

@@ -207,7 +207,7 @@ fn loop_devices(facts: &Facts) -> Judgement {
 }
 
 fn userfaultfd(facts: &Facts) -> Judgement {
-    let remedy = "use a kernel with CONFIG_USERFAULTFD; until then memory is restored from files alone";
+    let remedy = "use a kernel with CONFIG_USERFAULTFD, 6.1 or newer; until then memory is restored from files alone";
     device(facts, &facts.userfaultfd, "usable", remedy)
 }
 

@@ -116,7 +116,7 @@ pub fn choose(host: &Capabilities, wishes: &Wishes) -> Result<Chosen, Lacks> {
     let vmm = vmm(host, wishes, &mut keep);
     let accel = accel(host, wishes, &mut keep);
     let storage = storage(host, wishes, &mut keep);
-    let restore = restore(wishes.restore, &mut keep);
+    let restore = restore(host, wishes.restore, vmm.value, &mut keep);
     let cgroup = cgroup(host, wishes.cgroup, &mut keep);
     let jail = jail(vmm.value);
     if lacks.is_empty() { Ok(Chosen { vmm, accel, storage, restore, cgroup, jail }) } else { Err(Lacks(lacks)) }
@@ -204,12 +204,26 @@ fn jail(vmm: DriverKind) -> Choice<Jail> {
     }
 }
 
-fn restore(wish: Option<Restore>, lacks: &mut impl FnMut(Option<Lack>)) -> Choice<Restore> {
+fn restore(
+    host: &Capabilities,
+    wish: Option<Restore>,
+    vmm: DriverKind,
+    lacks: &mut impl FnMut(Option<Lack>),
+) -> Choice<Restore> {
     match wish {
         Some(Restore::File) => because(Restore::File, WISHED),
         None => because(Restore::File, "guest memory is mapped privately over a file"),
         Some(Restore::Userfaultfd) => {
-            lacks(Some(not_in_this_version("memory restore = uffd", "memory restore = file")));
+            let wish = "memory backend = uffd";
+            lacks(match vmm {
+                DriverKind::Qemu => {
+                    Some(contradiction(wish, "QEMU maps memory from files alone", "memory backend = file"))
+                }
+                DriverKind::Firecracker if host.is_ready(Name::Userfaultfd) => None,
+                DriverKind::Firecracker => {
+                    Some(lack(host, format!("{wish} ({})", Name::Userfaultfd), Name::Userfaultfd))
+                }
+            });
             because(Restore::Userfaultfd, WISHED)
         }
     }
@@ -241,14 +255,6 @@ fn contradiction(wish: &str, reason: &str, instead: &str) -> Lack {
     Lack { what: wish.to_owned(), detail: reason.to_owned(), remedy: format!("take {instead}, or leave it out") }
 }
 
-fn not_in_this_version(wish: &str, instead: &str) -> Lack {
-    Lack {
-        what: wish.to_owned(),
-        detail: "not in this version of Wrenn".to_owned(),
-        remedy: format!("take {instead}, or leave it out"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::assess::tests::best;
@@ -276,6 +282,7 @@ mod tests {
             facts.cgroup2 = None;
             facts.device_mapper = Device::Refused("no such device".to_owned());
             facts.firecracker = ProgramFact::Absent;
+            facts.userfaultfd = Device::Refused("no such device".to_owned());
         })
     }
 
@@ -327,7 +334,7 @@ mod tests {
             "vmm = firecracker (kvm)",
             "accel = kvm",
             "storage = dm (device_mapper)",
-            "memory restore = uffd",
+            "memory backend = uffd (userfaultfd)",
             "cgroup = v2",
         ];
         assert_eq!(lacking(bare().choose(&wishes)), wanted);
@@ -344,9 +351,21 @@ mod tests {
             ..Wishes::default()
         };
         assert_eq!(lacking(host(|_| {}).choose(&wishes)), ["accel = tcg", "storage = qcow2"]);
+        let wishes = Wishes { vmm: Some(DriverKind::Qemu), restore: Some(Restore::Userfaultfd), ..Wishes::default() };
+        assert_eq!(lacking(host(|_| {}).choose(&wishes)), ["memory backend = uffd"]);
         let no_loop = host(|facts| facts.loop_control = Device::Refused("gone".to_owned()));
         let wishes = Wishes { vmm: Some(DriverKind::Firecracker), ..Wishes::default() };
         assert_eq!(lacking(no_loop.choose(&wishes)), ["vmm = firecracker (loop_devices)"]);
+    }
+
+    #[test]
+    fn memory_is_served_only_where_that_is_asked_for() {
+        let best = host(|_| {});
+        assert_eq!(best.choose(&Wishes::default()).unwrap().restore.value, Restore::File);
+        let wishes = Wishes { restore: Some(Restore::Userfaultfd), ..Wishes::default() };
+        assert_eq!(best.choose(&wishes).unwrap().restore.value, Restore::Userfaultfd);
+        let without = host(|facts| facts.userfaultfd = Device::Refused("gone".to_owned()));
+        assert_eq!(lacking(without.choose(&wishes)), ["memory backend = uffd (userfaultfd)"]);
     }
 
     #[test]

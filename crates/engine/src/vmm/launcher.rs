@@ -16,7 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
 use tokio::sync::oneshot;
 use wrenn_proto::shim::{
-    Client, ClientError, Console, Credentials, ExitRecord, InheritedFd, ReadError, Ready, Resource, Rlimit,
+    self, Client, ClientError, Console, Credentials, ExitRecord, InheritedFd, ReadError, Ready, Resource, Rlimit,
     SPEC_VERSION, Spec, SpecError, Vmm, VmmStatus,
 };
 use wrenn_sys::spawn::{Child, Spawn, SpawnError};
@@ -106,7 +106,7 @@ pub enum LaunchError {
     #[error("the shim could not start: {0}")]
     Failed(String),
     /// The VMM's program did not start.
-    #[error("the VMM {}", .0.end)]
+    #[error("the VMM {}", .0)]
     Vmm(Box<ExitRecord>),
 }
 
@@ -164,10 +164,30 @@ fn spawn_shim(spec: &LaunchSpec<'_>, ready: &OwnedFd) -> Result<Child, LaunchErr
     if let Some(cgroup) = &cgroup {
         spawn = spawn.cgroup(cgroup.as_fd());
     }
-    for ((fd, _), number) in spec.launch.descriptors.iter().zip(FIRST_FD..) {
+    for (fd, number) in all_descriptors(&spec.launch).zip(FIRST_FD..) {
         spawn = spawn.fd(fd.as_fd(), number);
     }
     Ok(spawn.start()?)
+}
+
+/// Every descriptor that goes to the shim, in the order of their numbers there: those for the VMM, then the pager's.
+fn all_descriptors(launch: &Launch) -> impl Iterator<Item = &OwnedFd> {
+    let pages = launch.pager.iter().map(|pager| &pager.pages);
+    let pagers = pages.flat_map(|pages| [&pages.table].into_iter().chain(&pages.files).chain(&pages.working_set));
+    launch.descriptors.iter().map(|(fd, _)| fd).chain(pagers)
+}
+
+/// The pager as its shim is told; its descriptors are numbered as [`all_descriptors`] has them.
+fn describe_pager(launch: &Launch) -> Option<shim::Pager> {
+    let pager = launch.pager.as_ref()?;
+    let mut numbers = FIRST_FD + launch.descriptors.len() as i32..;
+    let mut number = || numbers.next().expect("there are enough numbers");
+    Some(shim::Pager {
+        socket: pager.socket.clone(),
+        table_fd: number(),
+        file_fds: pager.pages.files.iter().map(|_| number()).collect(),
+        working_set_fd: pager.pages.working_set.as_ref().map(|_| number()),
+    })
 }
 
 fn open_folder(path: &Path) -> Result<File, LaunchError> {
@@ -212,6 +232,7 @@ fn describe(spec: &LaunchSpec<'_>) -> Spec {
         exit_record: spec.exit_record.to_owned(),
         socket: spec.socket.to_owned(),
         ready_fd: READY_FD,
+        pager: describe_pager(&spec.launch),
         linger_s: Spec::default_linger_s(),
     }
 }

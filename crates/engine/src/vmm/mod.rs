@@ -158,7 +158,31 @@ pub enum Start {
     Restore {
         /// The captured state of CPUs and devices.
         devices: HostFile,
+        /// How it comes by its memory.
+        memory: MemoryBacking,
     },
+}
+
+/// How a VM that is restored comes by its memory.
+#[derive(Debug)]
+pub enum MemoryBacking {
+    /// [`VmSpec::memory_base`] is mapped privately: pages that are only read are shared by all who map it.
+    File,
+    /// Page by page, served by the shim through userfaultfd, from these. [`VmSpec::memory_base`] is what they are together,
+    /// or part of it, and not used.
+    Uffd(Pages),
+}
+
+/// What the shim serves a VM's memory from. The files are not changed for as long as the VM runs.
+#[derive(Debug)]
+pub struct Pages {
+    /// A file with the table of where each page is ([`wrenn_proto::shim::pages`]).
+    pub table: OwnedFd,
+    /// The files that it names, for reading.
+    pub files: Vec<OwnedFd>,
+    /// A file, for reading and writing, of the pages that were wanted first: what it says is served ahead, and if it says
+    /// nothing, it is written.
+    pub working_set: Option<OwnedFd>,
 }
 
 /// A VM to be started. Descriptors are given away: they end in the VMM, or are closed.
@@ -181,7 +205,7 @@ pub struct VmSpec {
     pub vcpus: u32,
     /// Guest memory.
     pub memory: Mib,
-    /// What guest memory reads before it is written: an immutable file of the memory's size, mapped privately. Zeroes for a
+    /// What guest memory reads before it is written, unless that is served otherwise: an immutable file of the memory's size, mapped privately. Zeroes for a
     /// VM that boots, where Firecracker has its own; all of the captured memory for one that is restored, and then
     /// Firecracker's user must be allowed to read it, as it must be for `devices`.
     pub memory_base: HostFile,
@@ -210,6 +234,17 @@ pub struct Launch {
     pub descriptors: Vec<(OwnedFd, i32)>,
     /// The root it is locked into; `None` for a VMM that opens nothing by name.
     pub jail: Option<Jail>,
+    /// The memory that its shim serves, if it is to serve any.
+    pub pager: Option<Pager>,
+}
+
+/// Memory that a shim serves.
+#[derive(Debug)]
+pub struct Pager {
+    /// Where the shim listens for the VMM.
+    pub socket: PathBuf,
+    /// What it serves.
+    pub pages: Pages,
 }
 
 /// A VM, planned: start `launch`, then `boot`.
@@ -268,6 +303,18 @@ pub enum VmmError {
         driver: DriverKind,
         /// What the disk is.
         found: &'static str,
+    },
+    /// This VMM cannot have its memory served.
+    #[error("{driver} maps its memory from a file and cannot have it served (uffd); use the memory backend `file`")]
+    NoUffd {
+        /// The driver.
+        driver: DriverKind,
+    },
+    /// The host cannot serve memory.
+    #[error("there is no {path} on this host, without which no memory is served (uffd); use the memory backend `file`")]
+    NoUserfaultfd {
+        /// The device.
+        path: PathBuf,
     },
     /// The VMM did not answer in time.
     #[error("the VMM did not answer `{command}` within {} ms; it hangs or the host is overloaded", .limit.as_millis())]

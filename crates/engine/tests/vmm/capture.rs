@@ -15,7 +15,9 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use wrenn_engine::vmm::firecracker::Firecracker;
 use wrenn_engine::vmm::firecracker::api::{Change, SnapshotCreate, SnapshotType};
-use wrenn_engine::vmm::{Accel, Captured, HostFile, Machine, RunState, Start, Then, VmSpec, Vmm, VmmError};
+use wrenn_engine::vmm::{
+    Accel, Captured, HostFile, Machine, MemoryBacking, RunState, Start, Then, VmSpec, Vmm, VmmError,
+};
 
 use crate::world::{Conversation, MEMORY, Process, World, firecracker, qemu};
 
@@ -55,7 +57,8 @@ async fn testbed_a_firecracker_goes_on_from_its_captures() {
 async fn refuses(driver: &dyn Vmm, world: &World) {
     let run_dir = world.run_dir("r");
     let devices = HostFile::open(Path::new("/etc/passwd")).unwrap();
-    let spec = VmSpec { start: Start::Restore { devices }, ..world.spec(driver, &run_dir) };
+    let spec =
+        VmSpec { start: Start::Restore { devices, memory: MemoryBacking::File }, ..world.spec(driver, &run_dir) };
     let (process, boot) = world.launch_as(driver, spec);
     let error = boot.boot().await.map(drop).unwrap_err();
     println!("{error}; it said: {}", process.console());
@@ -94,7 +97,11 @@ async fn go_on(driver: &dyn Vmm, firecracker: Option<&Firecracker>, world: &Worl
         run_dir = world.run_dir(&format!("r{round}"));
         let devices = HostFile::open(&generation.join("devices")).unwrap();
         let memory_base = HostFile::open(&memory).unwrap();
-        let spec = VmSpec { start: Start::Restore { devices }, memory_base, ..world.spec(driver, &run_dir) };
+        let spec = VmSpec {
+            start: Start::Restore { devices, memory: MemoryBacking::File },
+            memory_base,
+            ..world.spec(driver, &run_dir)
+        };
         let started = Instant::now();
         let (restored, boot) = world.launch_as(driver, spec);
         let booted = boot.boot().await;

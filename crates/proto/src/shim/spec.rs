@@ -10,13 +10,16 @@ use serde::{Deserialize, Serialize};
 use super::ring;
 
 /// The version of [`Spec`]s written here.
-pub const SPEC_VERSION: u32 = 1;
+pub const SPEC_VERSION: u32 = 2;
 
 /// Largest spec in bytes. A VMM's arguments are a few KiB.
 const SPEC_MAX: u64 = 1024 * 1024;
 
 /// Most entries of a [`Jail`]; a VMM needs about ten.
 const JAIL_ENTRIES_MAX: usize = 64;
+
+/// Most files that a VM's memory may lie in: a base and what was laid over it.
+const PAGER_FILES_MAX: usize = 256;
 
 /// Longest Unix socket path the kernel takes (sun_path less the NUL).
 const SOCKET_PATH_MAX: usize = 107;
@@ -39,6 +42,9 @@ pub struct Spec {
     pub socket: PathBuf,
     /// The inherited descriptor on which the shim says that it is ready ([`super::Ready`]).
     pub ready_fd: i32,
+    /// What the VMM's guest memory is served from, for a VMM that has it served.
+    #[serde(default)]
+    pub pager: Option<Pager>,
     /// Seconds without a client after which a shim whose VMM has ended leaves by itself; 0 is never.
     #[serde(default = "Spec::default_linger_s")]
     pub linger_s: u32,
@@ -206,6 +212,30 @@ pub struct Console {
     pub burst_bytes: u32,
 }
 
+/// Memory that the shim serves to the VMM, page by page.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pager {
+    /// Where the VMM says which addresses are to be served; at most 107 bytes. The file belongs to the VMM's user, has mode
+    /// 0600, and is gone once the VMM has connected.
+    pub socket: PathBuf,
+    /// The inherited descriptor of the table that says which page is in which file ([`super::pages`]).
+    pub table_fd: i32,
+    /// The inherited descriptors of those files, for reading, in the table's order.
+    pub file_fds: Vec<i32>,
+    /// The inherited descriptor of the working set, for reading and writing: what is in there is served first, and if nothing
+    /// is, it is recorded.
+    #[serde(default)]
+    pub working_set_fd: Option<i32>,
+}
+
+impl Pager {
+    /// Every descriptor it names.
+    pub fn descriptors(&self) -> impl Iterator<Item = i32> {
+        self.file_fds.iter().copied().chain([self.table_fd]).chain(self.working_set_fd)
+    }
+}
+
 /// Why a spec is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
@@ -273,16 +303,22 @@ impl Spec {
 
     fn check_paths(&self, problems: &mut Vec<String>) {
         let paths = [&self.vmm.program, &self.vmm.cwd, &self.console.path, &self.exit_record, &self.socket];
-        let optional = [&self.vmm.netns, &self.vmm.cgroup];
+        let optional = [self.vmm.netns.as_ref(), self.vmm.cgroup.as_ref(), self.pager_socket()];
         for path in paths.into_iter().chain(optional.into_iter().flatten()) {
             if !path.is_absolute() {
                 problems.push(format!("{} is not absolute", path.display()));
             }
         }
-        let length = self.socket.as_os_str().len();
-        if length > SOCKET_PATH_MAX {
-            problems.push(format!("the socket's path has {length} bytes, the most is {SOCKET_PATH_MAX}"));
+        for socket in [Some(&self.socket), self.pager_socket()].into_iter().flatten() {
+            let length = socket.as_os_str().len();
+            if length > SOCKET_PATH_MAX {
+                problems.push(format!("a socket's path has {length} bytes, the most is {SOCKET_PATH_MAX}"));
+            }
         }
+    }
+
+    fn pager_socket(&self) -> Option<&PathBuf> {
+        self.pager.as_ref().map(|pager| &pager.socket)
     }
 
     /// What follows from the text alone; the host has its say when the jail is built.
@@ -312,7 +348,12 @@ impl Spec {
     }
 
     fn check_descriptors(&self, problems: &mut Vec<String>) {
-        let own = self.vmm.fds.iter().map(|fd| fd.shim).chain([self.ready_fd]);
+        let files = self.pager.as_ref().map_or(0, |pager| pager.file_fds.len());
+        if files > PAGER_FILES_MAX {
+            problems.push(format!("memory in {files} files; the most is {PAGER_FILES_MAX}"));
+        }
+        let pagers = self.pager.iter().flat_map(Pager::descriptors);
+        let own = self.vmm.fds.iter().map(|fd| fd.shim).chain([self.ready_fd]).chain(pagers);
         let theirs = self.vmm.fds.iter().map(|fd| fd.vmm);
         for (whose, numbers) in [("shim", own.collect::<Vec<_>>()), ("VMM", theirs.collect())] {
             let mut seen = BTreeSet::new();

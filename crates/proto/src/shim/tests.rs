@@ -27,6 +27,12 @@ fn spec() -> Spec {
         exit_record: "/run/x/exit.json".into(),
         socket: "/run/x/shim.sock".into(),
         ready_fd: 3,
+        pager: Some(Pager {
+            socket: "/run/x/pager/pager.sock".into(),
+            table_fd: 6,
+            file_fds: vec![7, 8],
+            working_set_fd: Some(9),
+        }),
         linger_s: 60,
     }
 }
@@ -70,6 +76,43 @@ fn all_that_makes_no_sense_in_a_spec_is_said_at_once() {
     bad.vmm.fds.push(InheritedFd { shim: 1, vmm: 3 });
     let said = problems(&bad);
     assert_eq!(said.len(), 8, "{said:#?}");
+}
+
+#[test]
+fn a_pager_shares_no_descriptor_and_has_a_place() {
+    for (change, wanted) in [
+        ((|pager| pager.table_fd = 8) as fn(&mut Pager), 1),
+        (|pager| pager.working_set_fd = Some(5), 1),
+        (|pager| pager.file_fds.push(2), 1),
+        (|pager| pager.file_fds = (100..357).collect(), 1),
+        (|pager| pager.socket = "pager.sock".into(), 1),
+        (|pager| pager.socket = format!("/{}", "s".repeat(107)).into(), 1),
+        (|pager| pager.working_set_fd = None, 0),
+    ] {
+        let mut spec = spec();
+        change(spec.pager.as_mut().unwrap());
+        assert_eq!(problems(&spec).len(), wanted, "{:?}", spec.pager);
+    }
+}
+
+#[test]
+fn a_record_says_why_a_vmm_was_ended_that_nobody_wanted_ended() {
+    let record = |reason, detail: Option<&str>| ExitRecord {
+        version: RECORD_VERSION,
+        sandbox: "sb".into(),
+        pid: Some(7),
+        started_ms: 1,
+        ended_ms: 2,
+        end: End::Signalled { signal: 9 },
+        reason,
+        detail: detail.map(str::to_owned),
+    };
+    let lost = record(Some(Reason::MemoryLost), Some("file 0 ends before page 7"));
+    let wanted = "was ended by signal 9, because its memory could not be served: file 0 ends before page 7";
+    assert_eq!(lost.to_string(), wanted);
+    let json = String::from_utf8(lost.to_json()).unwrap();
+    assert!(json.contains(r#""reason":"memory_lost","detail":"file 0"#), "{json}");
+    assert_eq!(record(Some(Reason::StopRequested), None).to_string(), "was ended by signal 9");
 }
 
 #[test]
@@ -125,6 +168,7 @@ fn the_wire_is_as_it_was() {
         ended_ms: 2,
         end: End::Signalled { signal: 9 },
         reason: Some(Reason::StopRequested),
+        detail: None,
     };
     let answer = AnswerFrame { id: 5, answer: Answer::Ok(Reply::Ended(record)) };
     let text = r#"{"id":5,"ok":{"kind":"ended","version":1,"sandbox":"sb","pid":7,"started_ms":1,"ended_ms":2,"end":{"how":"signalled","signal":9},"reason":"stop_requested"}}"#;

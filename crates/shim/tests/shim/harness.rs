@@ -59,6 +59,7 @@ impl Plan {
             exit_record: path("exit.json"),
             socket: path("shim.sock"),
             ready_fd: READY_FD,
+            pager: None,
             linger_s: 0,
         };
         Self { spec, folder }

@@ -4,4 +4,5 @@ mod console;
 mod harness;
 mod isolation;
 mod life;
+mod pager;
 mod protocol;

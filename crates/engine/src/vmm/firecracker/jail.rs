@@ -15,6 +15,10 @@ pub(super) const INITRAMFS: &str = "/initramfs";
 pub(super) const DISK: &str = "/disk";
 /// The captured state of CPUs and devices, and the memory, of a VM that is restored.
 pub(super) const SNAPSHOT: Snapshot<&str> = Snapshot { devices: "/snapshot/devices", memory: "/snapshot/memory" };
+/// The folder of the socket of who serves memory, for a VM that has it served.
+const PAGER: &str = "/pager";
+/// The socket in there.
+pub(super) const PAGER_SOCKET: &str = "/pager/pager.sock";
 /// The two files into which it writes a capture: it cannot make others.
 pub(super) const CAPTURE: Snapshot<&str> = Snapshot { devices: "/capture/devices", memory: "/capture/memory" };
 /// The only folder it may write into.
@@ -45,6 +49,13 @@ pub(super) enum Origin<'a> {
     Boot { kernel: &'a Path, initramfs: &'a Path },
     /// What was captured of an earlier one.
     Restore(Snapshot<&'a Path>),
+    /// The same, with memory that is served.
+    RestoreServed {
+        /// The state of CPUs and devices.
+        devices: &'a Path,
+        /// The folder with the socket of who serves memory.
+        pager: &'a Path,
+    },
 }
 
 /// What a jail is made of, on the host.
@@ -80,6 +91,7 @@ pub(super) fn plan(parts: Parts<'_>) -> Jail {
         Origin::Restore(Snapshot { devices, memory }) => {
             [read_only(SNAPSHOT.devices, devices), read_only(SNAPSHOT.memory, memory)]
         }
+        Origin::RestoreServed { devices, pager } => [read_only(SNAPSHOT.devices, devices), read_only(PAGER, pager)],
     };
     let mut entries = vec![read_only(PROGRAM, parts.program)];
     entries.extend(origin);
@@ -160,6 +172,17 @@ mod tests {
             assert!(jail.entries.contains(&entry), "{path}");
         }
         assert!(!inside(&jail).iter().any(|path| [KERNEL, INITRAMFS].map(Path::new).contains(path)));
+    }
+
+    #[test]
+    fn a_vm_whose_memory_is_served_sees_a_socket_instead_of_its_memory() {
+        let sandbox = ["/run/wrenn/a/jail", "/run/wrenn/a/vmm"].map(PathBuf::from);
+        let origin = Origin::RestoreServed { devices: Path::new("/g/devices"), pager: Path::new("/run/wrenn/a/pager") };
+        let jail = plan(Parts { origin, ..parts(&sandbox, &[], true) });
+        let (path, source) = (PathBuf::from(PAGER), PathBuf::from("/run/wrenn/a/pager"));
+        assert!(jail.entries.contains(&JailEntry::ReadOnly { path, source }));
+        assert!(Path::new(PAGER_SOCKET).starts_with(PAGER) && inside(&jail).contains(&Path::new(USERFAULTFD)));
+        assert!(!inside(&jail).contains(&Path::new(SNAPSHOT.memory)));
     }
 
     #[test]

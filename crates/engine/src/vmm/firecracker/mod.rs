@@ -6,6 +6,9 @@
 //!                                                      or: load the snapshot
 //! ```
 //!
+//! Its memory is a file that it maps, or is served by its shim: it connects to the shim's socket and hands over the
+//! descriptor on which the kernel tells of pages that are not there.
+//!
 //! It writes captures itself, into files that were made for it ([`files`]).
 //!
 //! Firecracker opens everything by name, in a root of its own that the shim builds ([`jail`]): the same names in every
@@ -22,6 +25,7 @@ pub mod version;
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -40,8 +44,8 @@ use self::control::Microvm;
 use self::jail::Snapshot;
 pub use self::version::RefusedVersion;
 use super::{
-    Accel, Boot, Description, DiskForm, DriverKind, Folders, GuestCpu, HostFile, Launch, Machine, Plan, Start, VmSpec,
-    Vmm, VmmError,
+    Accel, Boot, Description, DiskForm, DriverKind, Folders, GuestCpu, HostFile, Launch, Machine, MemoryBacking, Pager,
+    Plan, Start, VmSpec, Vmm, VmmError,
 };
 use crate::probe::Version;
 use crate::units::Mib;
@@ -52,6 +56,11 @@ const DISK: DeviceId = DeviceId::new("root");
 const INTERFACE: DeviceId = DeviceId::new("eth0");
 /// Where the jail is mounted, in the sandbox's run folder; nobody but Firecracker sees it.
 const MOUNT_POINT: &str = "jail";
+
+/// The folder where the shim listens that serves memory; Firecracker sees it and cannot write there.
+const PAGER: &str = "pager";
+/// The socket in there, under its name in the jail as well.
+const PAGER_SOCKET: &str = "pager.sock";
 
 /// What the guest's kernel is told: the serial console is the only one, and a guest that ends must not start again.
 ///
@@ -102,7 +111,9 @@ impl Vmm for Firecracker {
     /// The descriptors of `vm` are closed: Firecracker opens by name, and a TAP has one queue only.
     fn plan(&self, vm: VmSpec) -> Result<Plan, VmmError> {
         let disk = block_device(&vm)?;
-        let origin = origin(&vm)?;
+        let pager_folder = vm.run_dir.join(PAGER);
+        let origin = origin(&vm, &pager_folder)?;
+        let userfaultfd = Path::new(jail::USERFAULTFD).exists();
         let capture = files::of(&vm.capture_dir);
         let libraries = self.libraries()?;
         let control = socket::folder(&vm.run_dir);
@@ -115,23 +126,21 @@ impl Vmm for Firecracker {
             capture: Snapshot { devices: &capture.devices, memory: &capture.memory },
             disk,
             control: &control,
-            userfaultfd: Path::new(jail::USERFAULTFD).exists(),
+            userfaultfd,
         });
         socket::make_folder(&control, Some(vm.uid))?;
         socket::make_folder(&mount_point, None)?;
         files::prepare(&vm.capture_dir, vm.uid)?;
+        let changes = configuration(&vm, &Paths::IN_JAIL);
         Ok(Plan {
             launch: Launch {
                 program: PathBuf::from(jail::PROGRAM),
                 args: arguments(jail::SOCKET, vm.id.as_str()),
                 descriptors: Vec::new(),
                 jail: Some(jail),
+                pager: pager(vm.start, &pager_folder)?,
             },
-            boot: Box::new(Configure {
-                folder: control,
-                changes: configuration(&vm, &Paths::IN_JAIL),
-                capture_dir: vm.capture_dir,
-            }),
+            boot: Box::new(Configure { folder: control, changes, capture_dir: vm.capture_dir }),
         })
     }
 
@@ -185,19 +194,35 @@ fn block_device(vm: &VmSpec) -> Result<&Path, VmmError> {
 }
 
 /// What the VM begins with, which its user must be able to open.
-fn origin(vm: &VmSpec) -> Result<jail::Origin<'_>, VmmError> {
-    let (files, origin) = match &vm.start {
+fn origin<'a>(vm: &'a VmSpec, pager: &'a Path) -> Result<jail::Origin<'a>, VmmError> {
+    let readable = |file| check_readable(file, vm.uid);
+    match &vm.start {
         Start::Boot => {
-            let origin = jail::Origin::Boot { kernel: &vm.kernel.path, initramfs: &vm.initramfs.path };
-            ([&vm.kernel, &vm.initramfs], origin)
+            [&vm.kernel, &vm.initramfs].into_iter().try_for_each(readable)?;
+            Ok(jail::Origin::Boot { kernel: &vm.kernel.path, initramfs: &vm.initramfs.path })
         }
-        Start::Restore { devices } => {
-            let captured = Snapshot { devices: devices.path.as_path(), memory: vm.memory_base.path.as_path() };
-            ([devices, &vm.memory_base], jail::Origin::Restore(captured))
+        Start::Restore { devices, memory: MemoryBacking::File } => {
+            [devices, &vm.memory_base].into_iter().try_for_each(readable)?;
+            Ok(jail::Origin::Restore(Snapshot { devices: &devices.path, memory: &vm.memory_base.path }))
         }
-    };
-    files.into_iter().try_for_each(|file| check_readable(file, vm.uid))?;
-    Ok(origin)
+        Start::Restore { devices, memory: MemoryBacking::Uffd(_) } => {
+            let path = PathBuf::from(jail::USERFAULTFD);
+            if !path.exists() {
+                return Err(VmmError::NoUserfaultfd { path });
+            }
+            readable(devices)?;
+            Ok(jail::Origin::RestoreServed { devices: &devices.path, pager })
+        }
+    }
+}
+
+/// What the shim serves, and the folder for its socket, which all may pass: nobody comes that far but root and the jailed.
+fn pager(start: Start, folder: &Path) -> Result<Option<Pager>, VmmError> {
+    let Start::Restore { memory: MemoryBacking::Uffd(pages), .. } = start else { return Ok(None) };
+    socket::make_folder(folder, None)?;
+    let opened = std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711));
+    opened.map_err(|source| VmmError::Socket { step: "open the folder of", path: folder.to_owned(), source })?;
+    Ok(Some(Pager { socket: folder.join(PAGER_SOCKET), pages }))
 }
 
 fn check_readable(file: &HostFile, uid: u32) -> Result<(), VmmError> {
@@ -225,22 +250,28 @@ impl Paths<'static> {
 /// Everything Firecracker must be told, in order.
 ///
 /// Which pages a capture has to hold is known in two ways. The memory of a VM that boots is its own: pages that were never
-/// touched are not there, and the kernel can tell (mincore). That of a restored one is a file's, whose pages are all there:
-/// so KVM logs what is written, which costs a fault for each page once.
+/// touched are not there, and the kernel can tell (mincore). That of a restored one is a file's, whose pages are all there, or
+/// is served, also where nothing is written: so KVM logs what is written, which costs a fault for each page once. What the
+/// shim puts there is not logged.
 fn configuration(vm: &VmSpec, paths: &Paths<'_>) -> Vec<Change> {
     match &vm.start {
         Start::Boot => cold(vm, paths),
-        Start::Restore { .. } => vec![Change::SnapshotLoad(SnapshotLoad {
+        Start::Restore { memory, .. } => vec![Change::SnapshotLoad(SnapshotLoad {
             snapshot_path: jail::SNAPSHOT.devices.to_owned(),
-            mem_backend: MemoryBackend {
-                backend_type: MemoryBackendType::File,
-                backend_path: jail::SNAPSHOT.memory.to_owned(),
-            },
+            mem_backend: backend(memory),
             track_dirty_pages: true,
             resume_vm: false,
             network_overrides: vec![NetworkOverride { iface_id: INTERFACE, host_dev_name: vm.tap.name.to_owned() }],
         })],
     }
+}
+
+fn backend(memory: &MemoryBacking) -> MemoryBackend {
+    let (backend_type, path) = match memory {
+        MemoryBacking::File => (MemoryBackendType::File, jail::SNAPSHOT.memory),
+        MemoryBacking::Uffd(_) => (MemoryBackendType::Uffd, jail::PAGER_SOCKET),
+    };
+    MemoryBackend { backend_type, backend_path: path.to_owned() }
 }
 
 /// The last of it starts the guest.

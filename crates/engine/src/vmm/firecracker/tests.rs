@@ -10,7 +10,7 @@ use super::api::{GetMmds, SnapshotCreate, SnapshotType, VmState};
 use super::*;
 use crate::names::SandboxId;
 use crate::vmm::fake::{FAKE_DEVICES, FAKE_MEMORY_BYTES, Failure, FakeFirecracker, Fault};
-use crate::vmm::{Captured, DiskFile, HostFile, Incident, RunState, Tap, Then};
+use crate::vmm::{Captured, DiskFile, HostFile, Incident, Pages, RunState, Tap, Then};
 
 const VERSION: &str = "1.16.1";
 /// What a fault may cost, in bytes that the fake got rid of: buffers of both sides of a socket.
@@ -68,7 +68,7 @@ impl World {
 
     fn restored(failure: Option<Failure>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let start = Start::Restore { devices: host_file("/dev/null") };
+        let start = Start::Restore { devices: host_file("/dev/null"), memory: MemoryBacking::File };
         let vm = VmSpec { start, ..vm(dir.path(), DiskForm::BlockDevice) };
         Self::of(dir, vm, VERSION, failure)
     }
@@ -185,7 +185,7 @@ fn what_was_captured_must_be_readable_and_is_all_of_the_host_that_is_named() {
         rustix::fs::chmod(&captured, if readable { Mode::from_raw_mode(0o444) } else { Mode::RUSR }).unwrap();
         let vm = VmSpec {
             uid: 12345,
-            start: Start::Restore { devices: HostFile::open(&captured).unwrap() },
+            start: Start::Restore { devices: HostFile::open(&captured).unwrap(), memory: MemoryBacking::File },
             memory_base: HostFile::open(&captured).unwrap(),
             ..vm(dir.path(), DiskForm::BlockDevice)
         };
@@ -195,6 +195,30 @@ fn what_was_captured_must_be_readable_and_is_all_of_the_host_that_is_named() {
             Err(error) => panic!("{name}: {error}"),
         }
     }
+}
+
+#[test]
+fn root_memory_that_is_served_goes_to_the_shim_and_firecracker_is_told_of_a_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let pages = Pages { table: null(), files: vec![null(), null()], working_set: Some(null()) };
+    // Its user need not be able to read the memory.
+    let base = dir.path().join("memory");
+    std::fs::write(&base, "").unwrap();
+    rustix::fs::chmod(&base, Mode::RUSR).unwrap();
+    let vm = VmSpec {
+        uid: 12345,
+        start: Start::Restore { devices: host_file("/dev/null"), memory: MemoryBacking::Uffd(pages) },
+        memory_base: HostFile::open(&base).unwrap(),
+        ..vm(dir.path(), DiskForm::BlockDevice)
+    };
+    let Plan { launch, boot } = driver().plan(vm).unwrap();
+    let pager = launch.pager.unwrap();
+    assert_eq!(pager.socket, dir.path().join("pager/pager.sock"));
+    assert_eq!(pager.socket.parent().unwrap().metadata().unwrap().mode() & 0o777, 0o711);
+    assert_eq!((pager.pages.files.len(), pager.pages.working_set.is_some()), (2, true));
+    let told = format!("{boot:?}");
+    assert!(told.contains("Uffd") && told.contains("\"/pager/pager.sock\""), "{told}");
+    assert!(launch.jail.unwrap().entries.iter().all(|entry| entry.source() != base));
 }
 
 fn page(file: &Path, number: u64) -> u8 {

@@ -77,7 +77,7 @@ pub(super) fn plan(vm: VmSpec, control: OwnedFd, executor: Executor) -> (Vec<Str
     if let Executor::Kvm(device) = executor {
         descriptors.push((device, KVM));
     }
-    if let Start::Restore { devices } = vm.start {
+    if let Start::Restore { devices, .. } = vm.start {
         descriptors.push((devices.file, DEVICES));
     }
     descriptors.extend(vm.disk.into_iter().zip(FIRST_DISK..).map(|(disk, number)| (disk.file.file, number)));
@@ -208,7 +208,7 @@ mod tests {
 
     use super::*;
     use crate::names::SandboxId;
-    use crate::vmm::{HostFile, Tap};
+    use crate::vmm::{HostFile, MemoryBacking, Tap};
 
     fn null() -> OwnedFd {
         host_file().file
@@ -277,7 +277,8 @@ mod tests {
     #[test]
     fn a_restored_vm_has_the_line_of_the_booted_one_and_waits() {
         let (booted, _) = plan(vm(Mib(256)), null(), Executor::Tcg);
-        let restored = VmSpec { start: Start::Restore { devices: host_file() }, ..vm(Mib(256)) };
+        let restored =
+            VmSpec { start: Start::Restore { devices: host_file(), memory: MemoryBacking::File }, ..vm(Mib(256)) };
         let (restored, descriptors) = plan(restored, null(), Executor::Tcg);
         let added: Vec<_> = restored.iter().filter(|arg| !booted.contains(arg)).map(String::as_str).collect();
         assert_eq!(added, ["fd=16,set=16", "-incoming", "defer", "-global", "migration.send-configuration=off", "-S"]);

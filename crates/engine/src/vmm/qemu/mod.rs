@@ -20,7 +20,8 @@ use rustix::fs::{Mode, chmod};
 
 use self::command_line::Executor;
 use super::{
-    Accel, Boot, Description, DriverKind, Folders, GuestCpu, Launch, Machine, Plan, Start, VmSpec, Vmm, VmmError,
+    Accel, Boot, Description, DriverKind, Folders, GuestCpu, Launch, Machine, MemoryBacking, Plan, Start, VmSpec, Vmm,
+    VmmError,
 };
 use crate::units::Mib;
 
@@ -62,12 +63,15 @@ impl Vmm for Qemu {
     }
 
     fn plan(&self, vm: VmSpec) -> Result<Plan, VmmError> {
+        if let Start::Restore { memory: MemoryBacking::Uffd(_), .. } = vm.start {
+            return Err(VmmError::NoUffd { driver: DriverKind::Qemu });
+        }
         let socket = vm.run_dir.join(SOCKET);
         let control = listen(&socket)?;
         let restores = matches!(vm.start, Start::Restore { .. });
         let (args, descriptors) = command_line::plan(vm, control.into(), self.executor()?);
         Ok(Plan {
-            launch: Launch { program: self.program.clone(), args, descriptors, jail: None },
+            launch: Launch { program: self.program.clone(), args, descriptors, jail: None, pager: None },
             boot: Box::new(Connect { socket, restores }),
         })
     }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::names::SandboxId;
 use crate::vmm::fake::{FAKE_DEVICES, Failure, FakeQemu, FakeStart, Fault};
-use crate::vmm::{Captured, DiskFile, DiskForm, HostFile, Incident, RunState, Tap, Then};
+use crate::vmm::{Captured, DiskFile, DiskForm, HostFile, Incident, Pages, RunState, Tap, Then};
 
 /// What a fault may cost, in bytes that the fake got rid of: buffers of both sides of a socket.
 const FLOOD_MAX: u64 = 4 << 20;
@@ -57,7 +57,9 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let vm = match start {
             FakeStart::Boot => vm(dir.path()),
-            FakeStart::Restore { .. } => VmSpec { start: Start::Restore { devices: host_file() }, ..vm(dir.path()) },
+            FakeStart::Restore { .. } => {
+                VmSpec { start: Start::Restore { devices: host_file(), memory: MemoryBacking::File }, ..vm(dir.path()) }
+            }
         };
         let Plan { launch, boot } = driver().plan(vm).unwrap();
         let control: OwnedFd = launch.descriptors.into_iter().find(|(_, number)| *number == CONTROL).unwrap().0;
@@ -77,6 +79,17 @@ impl World {
     async fn boot(&mut self) -> Result<Box<dyn Machine>, VmmError> {
         self.boot.take().unwrap().boot().await
     }
+}
+
+#[test]
+fn memory_that_is_served_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let pages = Pages { table: host_file().file, files: Vec::new(), working_set: None };
+    let start = Start::Restore { devices: host_file(), memory: MemoryBacking::Uffd(pages) };
+    let error = driver().plan(VmSpec { start, ..vm(dir.path()) }).unwrap_err();
+    assert!(matches!(error, VmmError::NoUffd { driver: DriverKind::Qemu }));
+    assert!(error.to_string().starts_with("qemu maps its memory"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a refusal leaves something behind");
 }
 
 #[tokio::test]
