@@ -164,13 +164,7 @@ fn without_firecracker() -> Tally {
     Tally { rung: FIRECRACKER.name.to_owned(), outcome: Outcome::NotRun(why.to_owned()) }
 }
 
-fn run_rung(
-    testbed: &Testbed,
-    tests: &Tests,
-    which: Which,
-    selection: &Selection,
-    mut rung: Rung,
-) -> Result<Tally> {
+fn run_rung(testbed: &Testbed, tests: &Tests, which: Which, selection: &Selection, mut rung: Rung) -> Result<Tally> {
     rung.line(&format!("==> {}", which.name));
     let mut testbed = testbed.clone();
     tests.pack(&mut testbed)?;

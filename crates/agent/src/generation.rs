@@ -320,6 +320,11 @@ impl Folder {
         Files::in_folder(&self.memory())
     }
 
+    /// Which pages of the memory a VM wants first: a hint.
+    pub fn working_set(&self) -> PathBuf {
+        self.memory().join("working-set")
+    }
+
     /// The disk.
     pub fn disk(&self) -> PathBuf {
         self.0.join("disk")

@@ -10,6 +10,7 @@ use wrenn_engine::cgroup::Cgroups;
 use wrenn_engine::image::ImageStore;
 use wrenn_engine::memory::Verified;
 use wrenn_engine::network::{Lease, Network, NetworkError, Pool};
+use wrenn_engine::probe::Restore;
 use wrenn_engine::storage::Storage;
 use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::{HostFile, Vmm};
@@ -34,6 +35,8 @@ pub struct Host {
     pub storage: Arc<dyn Storage>,
     /// The VMM driver.
     pub vmm: Box<dyn Vmm>,
+    /// How a captured VM comes by its memory.
+    pub restore: Restore,
     /// What sandboxes may use at most; `None` on a host without control groups of version 2.
     pub cgroups: Option<Cgroups>,
     /// The shim's binary, unpacked.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use wrenn_engine::probe::Wishes;
+use wrenn_engine::probe::{Restore, Wishes};
 use wrenn_engine::storage::Backend;
 use wrenn_engine::vmm::{Accel, DriverKind};
 
@@ -139,17 +139,21 @@ pub struct Drivers {
     /// What disks are made of: dm or qcow2.
     #[arg(long, env = "WRENN_STORAGE", value_name = "STORAGE")]
     pub storage: Option<Backend>,
+    /// How a paused sandbox's memory comes back: file (mapped), or uffd (page by page, Firecracker only).
+    #[arg(long, env = "WRENN_MEMORY_BACKEND", value_name = "BACKEND")]
+    pub memory_backend: Option<Restore>,
 }
 
 impl Drivers {
     /// Whether anything in particular is asked for.
     pub fn are_chosen(&self) -> bool {
-        self.vmm.is_some() || self.accel.is_some() || self.storage.is_some()
+        self.vmm.is_some() || self.accel.is_some() || self.storage.is_some() || self.memory_backend.is_some()
     }
 
     /// As the probe takes them.
     pub fn wishes(&self) -> Wishes {
-        Wishes { vmm: self.vmm, accel: self.accel, storage: self.storage, ..Wishes::default() }
+        let Self { vmm, accel, storage, memory_backend: restore } = *self;
+        Wishes { vmm, accel, storage, restore, ..Wishes::default() }
     }
 }
 
@@ -199,6 +203,9 @@ mod tests {
             ..Wishes::default()
         };
         assert_eq!(run.drivers.wishes(), wanted);
+        let cli = Cli::parse_from(["wrenn", "agent", "--memory-backend", "uffd"]);
+        let Verb::Agent(agent) = cli.verb else { panic!("not agent") };
+        assert_eq!(agent.drivers.wishes().restore, Some(Restore::Userfaultfd));
         assert!(Cli::try_parse_from(["wrenn", "run", "--vmm", "xen", "--", "true"]).is_err());
     }
 }

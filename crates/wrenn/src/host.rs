@@ -78,6 +78,7 @@ pub async fn open(dir: &Path, programs: &Programs, wishes: &Wishes) -> Result<Ho
         network: Network::open(instance.tag(), instance.dir(), NetworkConfig::default())?,
         storage,
         vmm,
+        restore: chosen.restore.value,
         shim_program: install_shim(&instance, shim)?,
         memory: Mib::holding(capabilities.memory_total()),
         pool: None,

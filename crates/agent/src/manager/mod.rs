@@ -384,6 +384,7 @@ fn create_error(error: &CreateError) -> AgentError {
         | CreateError::Cgroup(_)
         | CreateError::Launch(_)
         | CreateError::Vmm(_)
+        | CreateError::Memory(_)
         | CreateError::Guest { .. }
         | CreateError::Ended { .. }
         | CreateError::Captured(_)

@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use wrenn_engine::cgroup::CgroupError;
 use wrenn_engine::image::{ImageError, KernelFiles, Template};
+use wrenn_engine::memory::MemoryError;
 use wrenn_engine::names::SandboxId;
 use wrenn_engine::network::NetworkError;
 use wrenn_engine::storage::StorageError;
@@ -85,6 +86,9 @@ pub enum CreateError {
     /// The captured state it is to start from cannot be used.
     #[error("cannot start from what was captured")]
     Captured(#[source] Box<ResumeError>),
+    /// What it had in memory cannot be served.
+    #[error("the captured memory cannot be used")]
+    Memory(#[from] MemoryError),
     /// Its guest did not become ready; with the end of its console.
     #[error("the guest did not become ready; its console ends with:\n{console}")]
     Guest {

@@ -16,6 +16,7 @@
 pub(crate) mod adopt;
 pub(crate) mod capture;
 mod create;
+mod on_demand;
 mod parts;
 pub(crate) mod pause;
 mod pulse;
@@ -282,7 +283,7 @@ impl Sandbox {
 
 fn ending(end: Result<VmEnd, oneshot::error::RecvError>) -> String {
     match end {
-        Ok(VmEnd::Recorded(record)) => format!("the VMM {}", record.end),
+        Ok(VmEnd::Recorded(record)) => format!("the VMM {record}"),
         Ok(VmEnd::ShimGone) | Err(_) => "its shim is gone".to_owned(),
     }
 }

@@ -365,7 +365,8 @@ pub(crate) async fn settle_memory(parts: &mut Parts) -> Result<Duration, PauseEr
     let mut description = Generation::read(&folder)?;
     let Some(memory) = &mut description.memory else { return Ok(Duration::ZERO) };
     let Some(builds_on) = memory.builds_on else { return Ok(Duration::ZERO) };
-    let (from, to) = (generations.folder(builds_on).memory_files(), folder.memory_files());
+    let before = generations.folder(builds_on);
+    let (from, to) = (before.memory_files(), folder.memory_files());
     memory.builds_on = None;
     blocking(move || -> Result<(), PauseError> {
         // Checksums first: a base that is here is here with them.
@@ -374,6 +375,8 @@ pub(crate) async fn settle_memory(parts: &mut Parts) -> Result<Duration, PauseEr
                 fs::rename(from, to).map_err(io_error("move", from))?;
             }
         }
+        // What was wanted first of it will be wanted first again; it is a hint, which may be missing.
+        fs::rename(before.working_set(), folder.working_set()).ok();
         durable::sync_folder(&folder.memory()).map_err(io_error("sync", &folder.memory()))?;
         fold(&to)?;
         description.write(&folder)?;

@@ -21,15 +21,17 @@ use wrenn_engine::limits;
 use wrenn_engine::names::{DiskName, LayerId, SandboxId};
 use wrenn_engine::network::addresses::TAP;
 use wrenn_engine::network::{Connector, GUEST_MAC};
+use wrenn_engine::probe::Restore;
 use wrenn_engine::storage::{self, Disk, Layer, LayerFormat, Place, StorageError};
 use wrenn_engine::vmm::seccomp::{self, Confinement};
 use wrenn_engine::vmm::{
-    Accel, Boot, DiskFile, HostFile, LaunchCgroups, LaunchSpec, Machine, Plan, Start, Tap, VmEnd, VmSpec, launch,
+    Accel, Boot, DiskFile, HostFile, LaunchCgroups, LaunchSpec, Machine, MemoryBacking, Plan, Start, Tap, VmEnd,
+    VmSpec, launch,
 };
 
 use super::create::CreateError;
 use super::parts::blocking;
-use super::{Cancel, Parts, Stopwatch, ending};
+use super::{Cancel, Parts, Stopwatch, ending, on_demand};
 use crate::envd_client::{Dial, EnvdClient, EnvdError, HostKey, HostLine, Init, Nonces};
 use crate::faults::Step;
 use crate::generation::{self, Folder, Number};
@@ -282,7 +284,11 @@ impl Rise<'_> {
                     let_others_read(path)?;
                 }
                 parts.record_memory(MemoryBase::Generation(*number));
-                Ok((Start::Restore { devices: host_file(&folder.devices())? }, host_file(&base)?))
+                let memory = match self.host.restore {
+                    Restore::File => MemoryBacking::File,
+                    Restore::Userfaultfd => MemoryBacking::Uffd(on_demand::pages(folder)?),
+                };
+                Ok((Start::Restore { devices: host_file(&folder.devices())?, memory }, host_file(&base)?))
             }
         }
     }

@@ -6,5 +6,6 @@ mod cycles;
 pub mod damage;
 pub mod kill;
 mod model;
+mod on_demand;
 mod pause;
 mod races;
