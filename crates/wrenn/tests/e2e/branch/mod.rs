@@ -2,7 +2,7 @@
 
 mod fork;
 mod kill;
-
+mod model;
 mod rollback;
 mod snapshot;
 mod template;
