@@ -214,11 +214,6 @@ impl Sandbox {
         self.parts.storage()
     }
 
-    /// How its VM began.
-    pub fn start(&self) -> Start {
-        self.parts.manifest.start
-    }
-
     /// Whether its guest stands still for want of room: then it does not answer either.
     pub fn is_lacking_room(&self) -> bool {
         self.room.is_lacking()
