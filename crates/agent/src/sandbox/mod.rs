@@ -209,6 +209,11 @@ impl Sandbox {
         &self.vmm
     }
 
+    /// How its VM began.
+    pub fn start(&self) -> Start {
+        self.parts.manifest.start
+    }
+
     /// What its disk is made of.
     pub fn storage(&self) -> Backend {
         self.parts.storage()
