@@ -16,9 +16,18 @@ const COPY_BYTES: usize = 1 << 20;
 
 /// One raw, sparse image of `size_bytes` at the new file `path` with what `layers` say together, lowest first.
 pub(super) fn flatten(layers: &[Layer], path: &Path, size_bytes: u64) -> Result<Layer, StorageError> {
-    let target = create_new(path, SEALED_MODE)?;
-    flatten_into(layers, &target, path, size_bytes).map_err(|error| remove_half_made(path, error))?;
+    write_sealed(path, |target| flatten_into(layers, target, path, size_bytes))?;
     Ok(Layer { path: path.to_owned(), format: LayerFormat::Raw, size_bytes })
+}
+
+/// The new file `path`, with what `fill` writes, durable; on failure it is gone again.
+pub(super) fn write_sealed(
+    path: &Path,
+    fill: impl FnOnce(&File) -> Result<(), StorageError>,
+) -> Result<(), StorageError> {
+    let target = create_new(path, SEALED_MODE)?;
+    let synced = || fsync(&target).map_err(|error| StorageError::io("sync", path)(error.into()));
+    fill(&target).and_then(|()| synced()).map_err(|error| remove_half_made(path, error))
 }
 
 /// The new file `path`; one that is there already is not touched.
@@ -37,7 +46,7 @@ fn flatten_into(layers: &[Layer], target: &File, path: &Path, size_bytes: u64) -
             LayerFormat::DmCow => dm::apply(layer, source, target, path)?,
         }
     }
-    fsync(target).map_err(|error| StorageError::io("sync", path)(error.into()))
+    Ok(())
 }
 
 fn copy_data(source: &File, target: &File) -> io::Result<()> {
@@ -55,7 +64,7 @@ fn copy_data(source: &File, target: &File) -> io::Result<()> {
 }
 
 /// A block of zeros over a hole stays a hole: images are full of blocks that were written once and zeroed later.
-fn write_unless_zero(target: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+pub(super) fn write_unless_zero(target: &File, bytes: &[u8], at: u64) -> io::Result<()> {
     for (index, block) in bytes.chunks(4096).enumerate() {
         if block.iter().any(|byte| *byte != 0) {
             target.write_all_at(block, at + 4096 * index as u64)?;

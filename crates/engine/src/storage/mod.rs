@@ -139,7 +139,7 @@ pub enum StorageError {
     #[error("a disk needs at least one layer, and the lowest one raw")]
     NoBase,
     /// A disk stands on too much.
-    #[error("a disk of {layers} layers: {} are the most; flatten some of them", limits::DISK_LAYERS_MAX)]
+    #[error("a disk of {layers} layers: {} are the most; merge some of them", limits::DISK_LAYERS_MAX)]
     TooManyLayers {
         /// How many.
         layers: usize,
@@ -293,6 +293,11 @@ pub trait Storage: Send + Sync {
     /// One raw, sparse image at `path` with what `layers` say together.
     fn flatten(&self, layers: &[Layer], path: &Path) -> Result<Layer, StorageError>;
 
+    /// One layer of [`Storage::layer_format`] at the new file `path`, sparse and durable, with what all of `layers` but the lowest
+    /// say together: over the lowest it is read as they are. So a disk stands on less, and the image is not copied. A process that
+    /// is killed meanwhile leaves a file that is no layer yet.
+    fn merge(&self, layers: &[Layer], path: &Path) -> Result<Layer, StorageError>;
+
     /// The live disk and all that it needed on the host is gone afterwards; already gone is fine. Layers stay. The VM must
     /// have ended.
     fn remove(&self, disk: &Disk) -> Result<(), StorageError>;
@@ -314,6 +319,13 @@ fn topmost(layers: &[Layer], overlay: LayerFormat) -> Result<&Layer, StorageErro
         return Err(StorageError::OtherBackend { path: other.path.clone(), found: other.format, wanted: overlay });
     }
     Ok(overlays.last().unwrap_or(base))
+}
+
+/// The layer that a disk is seen through, where none is smaller than the one beneath.
+fn topmost_of_growing(layers: &[Layer], overlay: LayerFormat) -> Result<&Layer, StorageError> {
+    let top = topmost(layers, overlay)?;
+    layers.windows(2).try_for_each(|pair| check_size(&pair[0], pair[1].size_bytes))?;
+    Ok(top)
 }
 
 fn check_size(top: &Layer, wanted: u64) -> Result<(), StorageError> {

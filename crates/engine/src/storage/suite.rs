@@ -83,7 +83,7 @@ type Test = fn(&Bench<'_>);
 
 /// Everything below.
 pub(super) fn all(storage: &dyn Storage, run: fn(&Disk, &[Io])) {
-    let tests: [(&str, Test); 9] = [
+    let tests: [(&str, Test); 12] = [
         ("keeps_apart", keeps_apart),
         ("a_seal_is_a_moment", a_seal_is_a_moment),
         ("layers_stack", layers_stack),
@@ -93,6 +93,9 @@ pub(super) fn all(storage: &dyn Storage, run: fn(&Disk, &[Io])) {
         ("removing_twice_is_fine", removing_twice_is_fine),
         ("a_failure_leaves_nothing", a_failure_leaves_nothing),
         ("agrees_with_a_plain_array", agrees_with_a_plain_array),
+        ("merged_layers_are_read_as_the_layers", merged_layers_are_read_as_the_layers),
+        ("nothing_merged_is_a_layer", nothing_merged_is_a_layer),
+        ("a_merge_that_fails_leaves_nothing", a_merge_that_fails_leaves_nothing),
     ];
     for (name, test) in tests {
         println!("suite: {name}");
@@ -299,4 +302,99 @@ fn apply(bench: &Bench<'_>, disk: &Disk, model: &mut [u8], writes: &[(u64, u64, 
         });
     }
     (bench.run)(disk, &ios);
+}
+
+/// Any writes and zeroings in several layers, each of a disk that may be larger than the one beneath: the one layer that is made
+/// of them says what a plain array says, to a flatten, to a disk that goes on from it, and to one that stands on it.
+fn merged_layers_are_read_as_the_layers(bench: &Bench<'_>) {
+    let writes = proptest::collection::vec((0u64..1500, 1u64..64, 0u8..4), 0..6);
+    let layers = proptest::collection::vec((writes, 0u64..2), 1..5);
+    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(12) });
+    runner.run(&layers, |layers| merge(bench, &layers)).unwrap();
+}
+
+/// What is written in each layer, and by how many MiB its disk is larger than the one beneath.
+fn merge(bench: &Bench<'_>, written: &[(Vec<(u64, u64, u8)>, u64)]) -> Result<(), TestCaseError> {
+    let base = bench.base();
+    let mut model = std::fs::read(&base.path).unwrap();
+    let mut layers = vec![base.clone()];
+    for (index, (writes, grown_mib)) in written.iter().enumerate() {
+        model.resize(model.len() + (grown_mib * MIB) as usize, 0);
+        let place = bench.place(&format!("disk{index}"));
+        let disk = bench.storage.create(&place, &layers, model.len() as u64).unwrap();
+        let fits = |(block, ..): &&(u64, u64, u8)| block * 4096 < model.len() as u64;
+        let writes: Vec<_> = writes.iter().filter(fits).copied().collect();
+        apply(bench, &disk, &mut model, &writes);
+        layers.push(bench.storage.seal(&disk, &bench.path(&format!("layer{index}"))).unwrap());
+        bench.storage.remove(&disk).unwrap();
+    }
+    let merged = bench.storage.merge(&layers, &bench.path("merged")).unwrap();
+    let wanted = (bench.storage.layer_format(), model.len() as u64);
+    prop_assert_eq!((merged.format, merged.size_bytes), wanted);
+    let sealed: u64 = layers[1..].iter().map(|layer| allocated_bytes(&layer.path).unwrap()).sum();
+    prop_assert!(allocated_bytes(&merged.path).unwrap() <= sealed + 256 * 1024, "it is sparse");
+
+    let merged_layers = [base, merged];
+    let flat = bench.storage.flatten(&merged_layers, &bench.path("flat")).unwrap();
+    prop_assert!(std::fs::read(&flat.path).unwrap() == model);
+    let goes_on = bench.storage.restore(&bench.place("goes on"), &merged_layers).unwrap();
+    let above = bench.storage.create(&bench.place("above"), &merged_layers, model.len() as u64).unwrap();
+    for disk in [goes_on, above] {
+        (bench.run)(&disk, &finds(&model));
+        let mut model = model.clone();
+        apply(bench, &disk, &mut model, &[(3, 40, 7), (300, 20, 0), (1000, 20, 8)]);
+        (bench.run)(&disk, &finds(&model));
+        bench.storage.remove(&disk).unwrap();
+    }
+    for layer in layers[1..].iter().chain([&merged_layers[1], &flat]) {
+        std::fs::remove_file(&layer.path).unwrap();
+    }
+    Ok(())
+}
+
+/// All that the model says, stretch by stretch.
+fn finds(model: &[u8]) -> Vec<Io> {
+    let mut at = 0;
+    let stretch = |stretch: &[u8]| {
+        let (start, length) = (at, stretch.len() as u64);
+        at += length;
+        Io::Find(start, length, stretch[0])
+    };
+    model.chunk_by(|a, b| a == b).map(stretch).collect()
+}
+
+/// Where there is nothing above the base, or nothing was written there.
+fn nothing_merged_is_a_layer(bench: &Bench<'_>) {
+    let base = bench.base();
+    let disk = bench.storage.create(&bench.place("disk"), std::slice::from_ref(&base), 8 * MIB).unwrap();
+    let empty = bench.storage.seal(&disk, &bench.path("empty")).unwrap();
+    bench.storage.remove(&disk).unwrap();
+    for (layers, size_bytes) in [(vec![base.clone()], 4 * MIB), (vec![base.clone(), empty], 8 * MIB)] {
+        let merged = bench.storage.merge(&layers, &bench.path("merged")).unwrap();
+        assert_eq!(merged.size_bytes, size_bytes);
+        let disk = bench.storage.restore(&bench.place("disk"), &[base.clone(), merged.clone()]).unwrap();
+        (bench.run)(
+            &disk,
+            &[Io::Find(0, MIB, 0), Io::Find(MIB, MIB, 0xba), Io::Write(0, 4096, 1), Io::Find(0, 4096, 1)],
+        );
+        bench.storage.remove(&disk).unwrap();
+        std::fs::remove_file(&merged.path).unwrap();
+    }
+}
+
+fn a_merge_that_fails_leaves_nothing(bench: &Bench<'_>) {
+    let base = bench.base();
+    let merged = bench.path("merged");
+    let garbage = Layer { path: bench.path("garbage"), format: bench.storage.layer_format(), size_bytes: 4 * MIB };
+    std::fs::write(&garbage.path, [0x55; 65_536]).unwrap();
+    bench.storage.merge(&[base.clone(), garbage.clone()], &merged).unwrap_err();
+    assert!(!merged.exists(), "a half-made layer stayed");
+    let smaller = Layer { size_bytes: 2 * MIB, ..garbage };
+    let error = bench.storage.merge(&[base.clone(), smaller], &merged).unwrap_err();
+    assert!(matches!(error, StorageError::SmallerThanBase { .. }), "{error}");
+    assert!(matches!(bench.storage.merge(&[], &merged), Err(StorageError::NoBase)));
+    std::fs::write(&merged, "mine").unwrap();
+    let error = bench.storage.merge(std::slice::from_ref(&base), &merged).unwrap_err();
+    assert!(matches!(error, StorageError::Exists { .. }), "{error}");
+    assert_eq!(std::fs::read(&merged).unwrap(), b"mine", "it is not overwritten");
 }

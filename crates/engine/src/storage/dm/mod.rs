@@ -19,6 +19,7 @@
 
 mod devices;
 mod loops;
+mod merge;
 mod plan;
 mod store;
 
@@ -36,10 +37,10 @@ use devices::{Devices, Wanted};
 use store::StoreReader;
 
 use super::extents::{copy_sparse, remove_half_made};
-use super::flatten::{create_new, flatten, overwrite};
+use super::flatten::{create_new, flatten, overwrite, write_sealed};
 use super::{
     Backend, Disk, DiskStatus, Health, LIVE_MODE, Layer, LayerFormat, Place, SEALED_MODE, Storage, StorageError,
-    allocated_bytes, check_size, remove_live_file, shared_bytes, space, sync_live_file, topmost,
+    allocated_bytes, check_size, remove_live_file, shared_bytes, space, sync_live_file, topmost, topmost_of_growing,
 };
 use crate::names::{DiskName, InstanceTag, SandboxId};
 
@@ -173,6 +174,12 @@ impl Storage for Dm {
 
     fn flatten(&self, layers: &[Layer], path: &Path) -> Result<Layer, StorageError> {
         flatten(layers, path, topmost(layers, OURS)?.size_bytes)
+    }
+
+    fn merge(&self, layers: &[Layer], path: &Path) -> Result<Layer, StorageError> {
+        let size_bytes = topmost_of_growing(layers, OURS)?.size_bytes;
+        write_sealed(path, |target| merge::merge(&layers[1..], target, path, size_bytes))?;
+        Ok(Layer { path: path.to_owned(), format: OURS, size_bytes })
     }
 
     fn remove(&self, disk: &Disk) -> Result<(), StorageError> {

@@ -1,4 +1,4 @@
-//! Reads exception stores: which chunks of a disk a sealed layer holds.
+//! Reads and writes exception stores: which chunks of a disk a sealed layer holds.
 //!
 //! ```text
 //!   chunk 0: header │ 1: metadata │ 2 … 257: data │ 258: metadata │ 259 …          4 KiB each
@@ -6,11 +6,14 @@
 //!
 //! A chunk of metadata lists up to 256 exceptions: chunk of the disk, chunk of the store that has its bytes. The list ends
 //! with the first exception whose second number is 0. Little endian. The kernel writes these files; but they lie on a disk
-//! for long, so every number is checked. Source of the layout: `drivers/md/dm-snap-persistent.c` in Linux.
+//! for long, so every number is checked. What [`StoreWriter`] makes of several of them is laid out as the kernel does, and
+//! one that it was killed in the middle of has no header. Source of the layout: `drivers/md/dm-snap-persistent.c` in Linux.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+
+use crate::storage::flatten::write_unless_zero;
 
 /// Bytes in a chunk, the unit of copying: what a first write to a chunk costs, and the size of a page.
 pub(super) const CHUNK_BYTES: u64 = 4096;
@@ -80,17 +83,25 @@ impl StoreReader {
         &self,
         mut visit: impl FnMut(u64, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
+        let mut data = vec![0; CHUNK_BYTES as usize];
+        self.for_each_exception(|disk, store| {
+            let length = self.read_chunk(&mut data, disk, store)?;
+            visit(disk * CHUNK_BYTES, &data[..length])
+        })
+    }
+
+    /// Calls `visit(chunk of the disk, chunk of the store)` for each chunk in the store.
+    pub(super) fn for_each_exception<E: From<StoreError>>(
+        &self,
+        mut visit: impl FnMut(u64, u64) -> Result<(), E>,
+    ) -> Result<(), E> {
         if self.blank {
             return Ok(());
         }
-        let mut data = vec![0; CHUNK_BYTES as usize];
         for area in 0.. {
             let exceptions = self.exceptions(area)?;
             for &(disk, store) in &exceptions {
-                let offset = disk * CHUNK_BYTES;
-                let length = CHUNK_BYTES.min(self.disk_bytes - offset) as usize;
-                self.read(&mut data, store)?;
-                visit(offset, &data[..length])?;
+                visit(disk, store)?;
             }
             if (exceptions.len() as u64) < PER_AREA {
                 break;
@@ -118,8 +129,53 @@ impl StoreReader {
         if fits { Ok((disk, store)) } else { Err(StoreError::BadException { disk, store }) }
     }
 
+    /// Reads the bytes that an exception says; answers how many of them are the disk's: its last chunk may be shorter.
+    pub(super) fn read_chunk(&self, chunk: &mut [u8], disk: u64, store: u64) -> Result<usize, StoreError> {
+        self.read(chunk, store)?;
+        Ok(CHUNK_BYTES.min(self.disk_bytes - disk * CHUNK_BYTES) as usize)
+    }
+
     fn read(&self, chunk: &mut [u8], store: u64) -> Result<(), StoreError> {
         Ok(self.file.read_exact_at(chunk, store * CHUNK_BYTES)?)
+    }
+}
+
+/// Writes a store from its first chunk to its last.
+pub(super) struct StoreWriter<'a> {
+    file: &'a File,
+    /// Exceptions so far.
+    count: u64,
+    /// Those of the chunk of metadata that is not full yet.
+    metadata: Vec<u8>,
+}
+
+impl<'a> StoreWriter<'a> {
+    /// Writes to `file`, which is empty and has the size of a store.
+    pub(super) fn new(file: &'a File) -> Self {
+        Self { file, count: 0, metadata: Vec::with_capacity(CHUNK_BYTES as usize) }
+    }
+
+    /// Adds a chunk of the disk that was not added yet. Zeroes stay holes.
+    pub(super) fn add(&mut self, disk: u64, bytes: &[u8]) -> io::Result<()> {
+        // The header, the full chunks of metadata with their data, the one that is being filled, its data so far.
+        let store = 2 + self.count + self.count / PER_AREA;
+        write_unless_zero(self.file, bytes, store * CHUNK_BYTES)?;
+        self.metadata.extend([disk, store].iter().flat_map(|number| number.to_le_bytes()));
+        self.count += 1;
+        if self.count.is_multiple_of(PER_AREA) { self.flush(self.count / PER_AREA - 1) } else { Ok(()) }
+    }
+
+    fn flush(&mut self, area: u64) -> io::Result<()> {
+        self.file.write_all_at(&self.metadata, (1 + area * (PER_AREA + 1)) * CHUNK_BYTES)?;
+        self.metadata.clear();
+        Ok(())
+    }
+
+    /// Makes it a store.
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        self.flush(self.count / PER_AREA)?;
+        let header = [MAGIC, 1, VERSION, CHUNK_SECTORS].map(u32::to_le_bytes);
+        self.file.write_all_at(header.as_flattened(), 0)
     }
 }
 
@@ -182,6 +238,20 @@ mod tests {
         let exceptions: Vec<(u64, u64)> = (0..600).map(|index| (index * 7 % 1024, layout(index))).collect();
         let wanted: Vec<u64> = exceptions.iter().map(|(disk, _)| *disk).collect();
         assert_eq!(read(store(GOOD, &exceptions)).unwrap(), wanted);
+    }
+
+    #[test]
+    fn what_is_written_is_read_whether_the_last_list_is_full_or_not() {
+        for count in [0, 1, 255, 256, 257, 512, 600] {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(super::super::plan::store_bytes(DISK)).unwrap();
+            let mut writer = StoreWriter::new(&file);
+            let disk: Vec<u64> = (0..count).map(|index| index * 7 % 1024).collect();
+            disk.iter().for_each(|chunk| writer.add(*chunk, &[*chunk as u8; CHUNK_BYTES as usize]).unwrap());
+            assert!(StoreReader::new(file.try_clone().unwrap(), DISK).unwrap().blank, "no store before it is finished");
+            writer.finish().unwrap();
+            assert_eq!(read(file).unwrap(), disk, "{count}");
+        }
     }
 
     #[test]

@@ -117,6 +117,39 @@ fn testbed_the_kernel_and_the_reader_of_stores_agree() {
 }
 
 #[test]
+fn testbed_the_kernel_reads_a_merged_store_as_the_stores() {
+    let world = World::new();
+    let mut layers = vec![world.base()];
+    // More than one list each, chunks in common, and the last list of the merged one full: 512 + 512 - 256 chunks.
+    let written: [Vec<Io>; 2] = [
+        (0..512).map(|index| Io::Write((1023 - index) * 4096, 4096, 0x11)).collect(),
+        (0..512).map(|index| Io::Write(index * 8192, 4096, index as u8 | 1)).collect(),
+    ];
+    for (index, ios) in written.iter().enumerate() {
+        let disk = world.dm.create(&place(&world.path(), "disk"), &layers, 4 * MIB).unwrap();
+        run(&disk, ios);
+        layers.push(world.dm.seal(&disk, &world.path().join(format!("layer{index}"))).unwrap());
+        world.dm.remove(&disk).unwrap();
+    }
+    let merged = world.dm.merge(&layers, &world.path().join("merged")).unwrap();
+    let chained = world.dm.create(&place(&world.path(), "chained"), &layers, 4 * MIB).unwrap();
+    let short = [layers[0].clone(), merged];
+    let above = world.dm.create(&place(&world.path(), "above"), &short, 4 * MIB).unwrap();
+    let goes_on = world.dm.restore(&place(&world.path(), "goes on"), &short).unwrap();
+    let bytes = |disk: &Disk| std::fs::read(disk.device.as_ref().unwrap()).unwrap();
+    assert!(bytes(&above) == bytes(&chained));
+    assert!(bytes(&goes_on) == bytes(&chained));
+    // The kernel goes on where the merged store ends.
+    run(&goes_on, &[Io::Write(0, 4 * MIB, 0x44)]);
+    run(&goes_on, &[Io::Find(0, 4 * MIB, 0x44)]);
+    assert_eq!(world.dm.status(&goes_on).unwrap().health, Health::Sound);
+    for disk in [chained, above, goes_on] {
+        world.dm.remove(&disk).unwrap();
+    }
+    world.assert_clean();
+}
+
+#[test]
 fn testbed_a_disk_that_is_written_all_over_stays_sound() {
     let world = World::new();
     let base = world.base();

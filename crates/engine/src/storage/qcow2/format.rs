@@ -16,6 +16,8 @@ const REFCOUNT_ORDER: u32 = 4;
 /// Disk bytes that one L2 table (one cluster of 8-byte entries) describes: 512 MiB.
 const L2_SPAN: u64 = CLUSTER / 8 * CLUSTER;
 
+/// Set where a cluster has one reference: it is written in place.
+const COPIED: u64 = 1 << 63;
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const L2_COMPRESSED: u64 = 1 << 62;
 const L2_ZERO: u64 = 1;
@@ -75,25 +77,65 @@ pub enum Cluster {
     At(u64),
 }
 
+/// Where the tables of an overlay are, in bytes of the file.
+#[derive(Clone, Copy, Debug)]
+pub struct Places {
+    /// The L1 table.
+    pub l1: u64,
+    /// The table of refcount blocks.
+    pub refcount_table: u64,
+    /// Its length.
+    pub refcount_table_clusters: u64,
+}
+
+/// Entries of the L1 table of a disk of `size_bytes`.
+pub fn l1_entries(size_bytes: u64) -> u64 {
+    size_bytes.div_ceil(L2_SPAN)
+}
+
+/// Clusters that the L1 table takes.
+pub fn l1_clusters(size_bytes: u64) -> u64 {
+    (l1_entries(size_bytes) * 8).div_ceil(CLUSTER).max(1)
+}
+
+/// The header of an overlay of `size_bytes`.
+pub fn header_of(size_bytes: u64, places: Places) -> [u8; HEADER_BYTES as usize] {
+    let mut header = [0; HEADER_BYTES as usize];
+    header[..4].copy_from_slice(&MAGIC);
+    put32(&mut header, 4, VERSION);
+    put32(&mut header, 20, CLUSTER_BITS);
+    put64(&mut header, 24, size_bytes);
+    put32(&mut header, 36, l1_entries(size_bytes) as u32);
+    put64(&mut header, 40, places.l1);
+    put64(&mut header, 48, places.refcount_table);
+    put32(&mut header, 56, places.refcount_table_clusters as u32);
+    put32(&mut header, 96, REFCOUNT_ORDER);
+    put32(&mut header, 100, HEADER_BYTES);
+    header
+}
+
+/// A table entry that points to a cluster of the file that nothing else points to.
+pub fn pointer(offset: u64) -> u64 {
+    offset | COPIED
+}
+
+/// The entry of an L2 table for a cluster that is all zero, whatever lies beneath.
+pub const ZERO_ENTRY: u64 = L2_ZERO;
+
+/// The bytes of a table.
+pub fn table_bytes(entries: impl IntoIterator<Item = u64>) -> Vec<u8> {
+    entries.into_iter().flat_map(u64::to_be_bytes).collect()
+}
+
 /// The bytes of an overlay of `size_bytes` in which nothing was written yet: header, refcount table, one refcount
 /// block, L1 table. 4 clusters for disks up to 4 TiB.
 pub fn empty_overlay(size_bytes: u64) -> Vec<u8> {
-    let l1_entries = size_bytes.div_ceil(L2_SPAN);
-    let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER).max(1);
     let (refcount_table, refcount_block, l1) = (CLUSTER, 2 * CLUSTER, 3 * CLUSTER);
-    let clusters = 3 + l1_clusters;
+    let clusters = 3 + l1_clusters(size_bytes);
 
     let mut image = vec![0; (clusters * CLUSTER) as usize];
-    image[..4].copy_from_slice(&MAGIC);
-    put32(&mut image, 4, VERSION);
-    put32(&mut image, 20, CLUSTER_BITS);
-    put64(&mut image, 24, size_bytes);
-    put32(&mut image, 36, l1_entries as u32);
-    put64(&mut image, 40, l1);
-    put64(&mut image, 48, refcount_table);
-    put32(&mut image, 56, 1);
-    put32(&mut image, 96, REFCOUNT_ORDER);
-    put32(&mut image, 100, HEADER_BYTES);
+    let header = Places { l1, refcount_table, refcount_table_clusters: 1 };
+    image[..HEADER_BYTES as usize].copy_from_slice(&header_of(size_bytes, header));
     put64(&mut image, refcount_table as usize, refcount_block);
     for cluster in 0..clusters as usize {
         let at = refcount_block as usize + 2 * cluster;
@@ -107,13 +149,13 @@ pub fn parse_header(bytes: &[u8]) -> Result<Header, FormatError> {
     if bytes.len() < HEADER_BYTES as usize || bytes[..4] != MAGIC {
         return Err(FormatError::NotQcow2);
     }
-    let (size_bytes, l1_entries) = (get64(bytes, 24), u64::from(get32(bytes, 36)));
+    let (size_bytes, l1_found) = (get64(bytes, 24), u64::from(get32(bytes, 36)));
     let expected = [
         ("version", u64::from(get32(bytes, 4)), u64::from(VERSION)),
         ("backing file name", get64(bytes, 8), 0),
         ("cluster size (log2)", u64::from(get32(bytes, 20)), u64::from(CLUSTER_BITS)),
         ("encryption method", u64::from(get32(bytes, 32)), 0),
-        ("L1 table size", l1_entries, size_bytes.div_ceil(L2_SPAN)),
+        ("L1 table size", l1_found, l1_entries(size_bytes)),
         ("number of snapshots", u64::from(get32(bytes, 60)), 0),
         ("set of incompatible features", get64(bytes, 72), 0),
     ];
@@ -122,7 +164,7 @@ pub fn parse_header(bytes: &[u8]) -> Result<Header, FormatError> {
             return Err(FormatError::Foreign { field, found });
         }
     }
-    Ok(Header { size_bytes, l1_offset: get64(bytes, 40), l1_entries })
+    Ok(Header { size_bytes, l1_offset: get64(bytes, 40), l1_entries: l1_found })
 }
 
 /// Reads a table entry of the L1: the file offset of an L2 table, `None` where nothing was written.

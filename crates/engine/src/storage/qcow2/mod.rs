@@ -1,9 +1,10 @@
 //! Storage without device-mapper: each live disk is a qcow2 overlay that QEMU reads and writes.
 //!
-//! No helper program runs: an empty overlay is 256 KiB of bytes that [`mod@format`] computes, and [`reader`] reads overlays
-//! back to flatten them. QEMU is told by the caller what each overlay stands on.
+//! No helper program runs: an empty overlay is 256 KiB of bytes that [`mod@format`] computes, [`reader`] reads overlays back to
+//! flatten them, and [`mod@merge`] writes several of them as one. QEMU is told by the caller what each overlay stands on.
 
 mod format;
+mod merge;
 mod reader;
 
 use std::fs::File;
@@ -15,10 +16,10 @@ pub use format::FormatError;
 use reader::Reader;
 
 use super::extents::{self, copy_sparse};
-use super::flatten::{create_new, flatten, overwrite};
+use super::flatten::{create_new, flatten, overwrite, write_sealed};
 use super::{
     Backend, Disk, DiskStatus, Health, LIVE_MODE, Layer, LayerFormat, Place, SEALED_MODE, Storage, StorageError,
-    allocated_bytes, check_size, remove_live_file, shared_bytes, sync_live_file, topmost,
+    allocated_bytes, check_size, remove_live_file, shared_bytes, sync_live_file, topmost, topmost_of_growing,
 };
 
 /// How this backend keeps what differs from the layers beneath.
@@ -46,11 +47,7 @@ impl Storage for Qcow2 {
     fn open(&self, place: &Place, layers: &[Layer], size_bytes: u64) -> Result<Disk, StorageError> {
         check_size(topmost(layers, OURS)?, size_bytes)?;
         let file = File::open(&place.path).map_err(StorageError::io("open", &place.path))?;
-        let bad = |source| StorageError::BadLayer { path: place.path.clone(), source };
-        let found = Reader::new(file).map_err(bad)?.size_bytes();
-        if found != size_bytes {
-            return Err(bad(FormatError::Foreign { field: "disk size", found }));
-        }
+        reader_of(&Layer { path: place.path.clone(), format: OURS, size_bytes }, file)?;
         Ok(disk(place, layers, size_bytes))
     }
 
@@ -82,6 +79,12 @@ impl Storage for Qcow2 {
         flatten(layers, path, topmost(layers, OURS)?.size_bytes)
     }
 
+    fn merge(&self, layers: &[Layer], path: &Path) -> Result<Layer, StorageError> {
+        let size_bytes = topmost_of_growing(layers, OURS)?.size_bytes;
+        write_sealed(path, |target| merge::merge(&layers[1..], target, path, size_bytes))?;
+        Ok(Layer { path: path.to_owned(), format: OURS, size_bytes })
+    }
+
     fn remove(&self, disk: &Disk) -> Result<(), StorageError> {
         remove_live_file(&disk.path)
     }
@@ -101,19 +104,30 @@ fn disk(place: &Place, layers: &[Layer], size_bytes: u64) -> Disk {
     Disk { name: place.name.clone(), path: place.path.clone(), layers: layers.to_vec(), size_bytes, device: None }
 }
 
+/// Reads `source`, the file of `layer`, whose size must be what it says.
+fn reader_of(layer: &Layer, source: File) -> Result<Reader, StorageError> {
+    let bad = bad_layer(&layer.path);
+    match Reader::new(source) {
+        Ok(reader) if reader.size_bytes() == layer.size_bytes => Ok(reader),
+        Ok(reader) => Err(bad(FormatError::Foreign { field: "disk size", found: reader.size_bytes() })),
+        Err(error) => Err(bad(error)),
+    }
+}
+
+fn bad_layer(path: &Path) -> impl FnOnce(FormatError) -> StorageError {
+    let path = path.to_owned();
+    move |source| StorageError::BadLayer { path, source }
+}
+
 /// Writes what the overlay `layer` holds over `target`, the half-made image at `path`.
 pub(super) fn apply(layer: &Layer, source: File, target: &File, path: &Path) -> Result<(), StorageError> {
-    let bad = |source| StorageError::BadLayer { path: layer.path.clone(), source };
-    let reader = Reader::new(source).map_err(bad)?;
-    if reader.size_bytes() != layer.size_bytes {
-        return Err(bad(FormatError::Foreign { field: "disk size", found: reader.size_bytes() }));
-    }
+    let reader = reader_of(layer, source)?;
     let write = |offset, data: Option<&[u8]>| {
         let length = data.map_or(format::CLUSTER, |bytes| bytes.len() as u64);
         overwrite(target, offset, length, data).map_err(OverlayError::Write)
     };
     reader.for_each_cluster(write).map_err(|error| match error {
-        OverlayError::Layer(source) => bad(source),
+        OverlayError::Layer(source) => bad_layer(&layer.path)(source),
         OverlayError::Write(source) => StorageError::io("write", path)(source),
     })
 }

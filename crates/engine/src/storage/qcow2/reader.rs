@@ -47,16 +47,14 @@ impl Reader {
         mut visit: impl FnMut(u64, Option<&[u8]>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut data = vec![0; CLUSTER as usize];
-        for (index, entry) in self.l1.iter().enumerate() {
-            let Some(table) = format::l2_table(*entry, self.file_bytes)? else { continue };
-            for (cluster, place) in self.l2_places(index as u64, table)? {
+        for index in 0..self.l1.len() as u64 {
+            for (cluster, place) in self.places(index)? {
                 let offset = cluster * CLUSTER;
-                let length = CLUSTER.min(self.header.size_bytes.saturating_sub(offset)) as usize;
                 match place {
                     Cluster::Beneath => {}
                     Cluster::Zero => visit(offset, None)?,
                     Cluster::At(at) => {
-                        self.read_short(&mut data[..length], at)?;
+                        let length = self.read_cluster(&mut data, cluster, at)?;
                         visit(offset, Some(&data[..length]))?;
                     }
                 }
@@ -65,7 +63,24 @@ impl Reader {
         Ok(())
     }
 
-    /// The disk clusters of one L2 table, with their places; those past the disk's end are left out.
+    /// The disk clusters of the L2 table with this index, with their places, in order; those past the disk's end are left out.
+    /// None where nothing was written.
+    pub fn places(&self, l1_index: u64) -> Result<Vec<(u64, Cluster)>, FormatError> {
+        let entry = usize::try_from(l1_index).ok().and_then(|index| self.l1.get(index));
+        match entry.map(|entry| format::l2_table(*entry, self.file_bytes)).transpose()?.flatten() {
+            Some(table) => self.l2_places(l1_index, table),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Reads the bytes of a disk cluster, which are at `at` of the file; answers how many of them are the disk's: its last
+    /// cluster may be shorter.
+    pub fn read_cluster(&self, data: &mut [u8], cluster: u64, at: u64) -> Result<usize, FormatError> {
+        let length = CLUSTER.min(self.header.size_bytes.saturating_sub(cluster * CLUSTER)) as usize;
+        self.read_short(&mut data[..length], at)?;
+        Ok(length)
+    }
+
     fn l2_places(&self, l1_index: u64, table: u64) -> Result<Vec<(u64, Cluster)>, FormatError> {
         let mut bytes = vec![0; CLUSTER as usize];
         self.read_short(&mut bytes, table)?;

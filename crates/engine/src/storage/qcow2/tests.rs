@@ -68,6 +68,36 @@ fn qemu_finds_no_fault_in_an_empty_overlay_nor_in_a_used_one() {
 }
 
 #[test]
+fn qemu_finds_no_fault_in_a_merged_overlay() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = suite::base(dir.path());
+    let mut layers = vec![base];
+    // Several tables of 512 MiB, clusters that are zero in the upper over data in the lower and the other way round.
+    let written = [
+        vec![Io::Write(0, 3 * MIB, 0x11), Io::Zero(600 * MIB, MIB), Io::Write(1500 * MIB, MIB, 0x12)],
+        vec![Io::Zero(MIB, MIB), Io::Write(600 * MIB, 65_536, 0x21), Io::Write(1501 * MIB - 4096, 8192, 0x22)],
+    ];
+    for (index, ios) in written.iter().enumerate() {
+        let disk = Qcow2.create(&suite::place(dir.path(), "disk"), &layers, 2048 * MIB).unwrap();
+        run(&disk, ios);
+        layers.push(Qcow2.seal(&disk, &dir.path().join(format!("layer{index}"))).unwrap());
+        Qcow2.remove(&disk).unwrap();
+    }
+    let merged = Qcow2.merge(&layers, &dir.path().join("merged")).unwrap();
+    let check = ["check", "--output=json", "-f", "qcow2", merged.path.to_str().unwrap()];
+    let checked: serde_json::Value = serde_json::from_str(&tool("qemu-img", &check)).unwrap();
+    assert_eq!(checked["check-errors"], 0);
+    assert!(checked.get("corruptions").is_none() && checked.get("leaks").is_none(), "{checked}");
+    let chained =
+        ["compare", "--image-opts", &chain(&layers[2].path, &layers[..2]), &chain(&merged.path, &layers[..1])];
+    assert!(tool("qemu-img", &chained).contains("identical"));
+
+    let disk = Qcow2.restore(&suite::place(dir.path(), "disk"), &[layers[0].clone(), merged]).unwrap();
+    run(&disk, &[Io::Write(MIB, MIB, 0x33), Io::Write(1024 * MIB, MIB, 0x34), Io::Find(0, MIB, 0x11)]);
+    tool("qemu-img", &["check", "-f", "qcow2", disk.path.to_str().unwrap()]);
+}
+
+#[test]
 fn a_damaged_layer_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let base = suite::base(dir.path());
