@@ -10,6 +10,7 @@
 )]
 
 mod bad_input;
+mod chance;
 mod confinement;
 mod faults;
 mod guest_faults;
@@ -17,4 +18,5 @@ mod instances;
 mod internet;
 mod life;
 mod run;
+mod small_disk;
 mod world;
