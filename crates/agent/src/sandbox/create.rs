@@ -18,7 +18,7 @@ use crate::faults::{Injected, Step};
 use crate::generation::Number;
 use crate::host::Host;
 use crate::host_agent::CreateRequest;
-use crate::instance::{InstanceError, io_error, random_bytes};
+use crate::instance::{InstanceError, Places, io_error, random_bytes};
 use crate::lock::Lock;
 use crate::manifest::{self, Manifest, ManifestError, State, unix_ms};
 
@@ -132,19 +132,22 @@ pub fn begin(host: &Arc<Host>, request: CreateRequest, owner: Owner) -> Result<B
     let id = SandboxId::from_random(random_bytes());
     let places = host.instance.places(&id);
     let _no_sweep = host.instance.lock()?;
+    let manifest = first_manifest(host, &request, id, &template, &kernel, shape);
+    let parts = first_files(host, places.clone(), manifest, owner).inspect_err(|_| Parts::remove_folders(&places))?;
+    watch.lap("prepare");
+    Ok(Begun { parts, template, kernel, request, watch })
+}
+
+/// Folder, lock and manifest of a sandbox that nobody else knows of yet.
+fn first_files(host: &Arc<Host>, places: Places, manifest: Manifest, owner: Owner) -> Result<Parts, CreateError> {
     places.make(owner == Owner::Instance)?;
     let lock_path = places.lock();
     let lock = Lock::try_acquire(&lock_path)
         .map_err(io_error("lock", &lock_path))?
         .ok_or(InstanceError::Locked { path: lock_path })?;
-    let manifest = first_manifest(host, &request, id, &template, &kernel, shape);
     let mut parts = Parts::new(Arc::clone(host), places, manifest, lock);
-    if let Err(error) = parts.write() {
-        Parts::remove_folders(&parts.places);
-        return Err(error.into());
-    }
-    watch.lap("prepare");
-    Ok(Begun { parts, template, kernel, request, watch })
+    parts.write()?;
+    Ok(parts)
 }
 
 fn first_manifest(
