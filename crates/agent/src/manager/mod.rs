@@ -39,7 +39,7 @@ use crate::lock::Lock;
 use crate::policy::{self, Verb};
 use crate::reconcile::{self, SweepError};
 use crate::sandbox::adopt::{Adopted, adopt};
-use crate::sandbox::{self, Begun, CreateError, Owner};
+use crate::sandbox::{self, Begun, CreateError, Owner, Trouble};
 
 /// Requests that may wait for one sandbox.
 const QUEUE: usize = 64;
@@ -320,7 +320,9 @@ fn create_error(error: &CreateError) -> AgentError {
     let code = match error {
         CreateError::Shape(_) => Code::Invalid,
         CreateError::Image(ImageError::Template(TemplateError::Unknown { .. })) => Code::NotFound,
-        CreateError::Storage(StorageError::Full { .. }) | CreateError::Network(_) => Code::Exhausted,
+        CreateError::Storage(StorageError::Full { .. })
+        | CreateError::Trouble(Trouble::DiskFull)
+        | CreateError::Network(_) => Code::Exhausted,
         CreateError::Cancelled => Code::Destroyed,
         CreateError::Image(_)
         | CreateError::Instance(_)
@@ -329,6 +331,7 @@ fn create_error(error: &CreateError) -> AgentError {
         | CreateError::Cgroup(_)
         | CreateError::Launch(_)
         | CreateError::Vmm(_)
+        | CreateError::Trouble(_)
         | CreateError::Guest { .. }
         | CreateError::Ended { .. }
         | CreateError::Injected(_) => Code::Failed,

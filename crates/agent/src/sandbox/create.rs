@@ -12,7 +12,7 @@ use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::{LaunchError, VmmError};
 
 use super::rise::{DiskFrom, Rise, Risen, Steps, VmFrom};
-use super::{CheckedShape, HostFacts, Parts, Problems, Sandbox, Stopwatch};
+use super::{CheckedShape, HostFacts, Parts, Problems, Sandbox, Stopwatch, Trouble};
 use crate::envd_client::EnvdError;
 use crate::faults::{Injected, Step};
 use crate::generation::Number;
@@ -73,6 +73,9 @@ pub enum CreateError {
         #[source]
         source: EnvdError,
     },
+    /// Its guest cannot become ready.
+    #[error(transparent)]
+    Trouble(#[from] Trouble),
     /// Its VM ended before its guest was ready.
     #[error("the VM ended before its guest was ready: {end}{}", console_part(.console))]
     Ended {

@@ -13,21 +13,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use wrenn_engine::cgroup::{Cgroup, Limits};
 use wrenn_engine::image::{KernelFiles, Template};
 use wrenn_engine::names::{DiskName, SandboxId};
-use wrenn_engine::network::addresses::TAP;
 use wrenn_engine::network::{Connector, GUEST_MAC};
+use wrenn_engine::network::addresses::TAP;
 use wrenn_engine::storage::{Disk, Layer, LayerFormat, Place};
 use wrenn_engine::vmm::seccomp::{self, Confinement};
 use wrenn_engine::vmm::{
-    Accel, Boot, DiskFile, HostFile, LaunchCgroups, LaunchSpec, Machine, Plan, Start, Tap, VmEnd, VmSpec, launch,
+    Accel, Boot, DiskFile, HostFile, Incident, LaunchCgroups, LaunchSpec, Machine, Plan, Start, Tap, VmEnd, VmSpec,
+    launch,
 };
 
 use super::create::CreateError;
 use super::parts::blocking;
-use super::{Cancel, Parts, Stopwatch, ending};
+use super::{Cancel, Parts, Stopwatch, Trouble, ending};
 use crate::envd_client::{Dial, EnvdClient, HostKey, Init, Nonces};
 use crate::faults::Step;
 use crate::generation::{Folder, Number};
@@ -278,8 +279,10 @@ impl Rise<'_> {
         let up = async {
             match vm {
                 VmFrom::Boot => {
-                    let boot = async { boot.boot().await.map_err(CreateError::from) };
-                    tokio::try_join!(boot, self.wait_ready(parts, &envd)).map(|(machine, ())| machine)
+                    let answers = Notify::new();
+                    let boot = async { undisturbed(boot.boot().await?, answers.notified()).await };
+                    let ready = async { self.wait_ready(parts, &envd).await.map(|()| answers.notify_one()) };
+                    tokio::try_join!(boot, ready).map(|(machine, ())| machine)
                 }
                 VmFrom::Generation(..) => {
                     let mut machine = boot.boot().await?;
@@ -287,8 +290,9 @@ impl Rise<'_> {
                     watch.lap("load");
                     machine.thaw().await?;
                     parts.reached(Step::ResumeThawed)?;
-                    self.wait_ready(parts, &envd).await?;
-                    Ok(machine)
+                    let answers = Notify::new();
+                    let ready = async { self.wait_ready(parts, &envd).await.map(|()| answers.notify_one()) };
+                    tokio::try_join!(undisturbed(machine, answers.notified()), ready).map(|(machine, ())| machine)
                 }
             }
         };
@@ -333,6 +337,23 @@ impl Rise<'_> {
                 Err(better_cause(parts, error, &mut risen.ended).await)
             }
         }
+    }
+}
+
+/// The machine, once its guest `answers`, unless it meets something before that keeps the guest from ever answering.
+async fn undisturbed(
+    mut machine: Box<dyn Machine>,
+    answers: impl Future<Output = ()>,
+) -> Result<Box<dyn Machine>, CreateError> {
+    tokio::select! {
+        () = answers => Ok(machine),
+        incident = machine.incident() => Err(match incident {
+            Incident::DiskFull => Trouble::DiskFull.into(),
+            Incident::DiskError(reason) => Trouble::DiskError(reason).into(),
+            Incident::Broken(how) => Trouble::VmBroken(how).into(),
+            // Its shim tells how.
+            Incident::Ended => std::future::pending().await,
+        }),
     }
 }
 
