@@ -12,12 +12,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::sync::{Notify, oneshot};
 use wrenn_engine::cgroup::{Cgroup, Limits};
 use wrenn_engine::image::{KernelFiles, Template};
 use wrenn_engine::names::{DiskName, SandboxId};
-use wrenn_engine::network::{Connector, GUEST_MAC};
+use wrenn_engine::network::GUEST_MAC;
 use wrenn_engine::network::addresses::TAP;
 use wrenn_engine::storage::{Disk, Layer, LayerFormat, Place};
 use wrenn_engine::vmm::seccomp::{self, Confinement};
@@ -29,11 +28,11 @@ use wrenn_engine::vmm::{
 use super::create::CreateError;
 use super::parts::blocking;
 use super::{Cancel, Parts, Stopwatch, Trouble, ending};
-use crate::envd_client::{Dial, EnvdClient, HostKey, Init, Nonces};
+use crate::envd_client::{EnvdClient, HostKey, Init, Nonces};
 use crate::faults::Step;
 use crate::generation::{Folder, Number};
+use crate::guest_dial::GuestDial;
 use crate::host::{Host, zero_memory};
-use crate::host_agent::Tunnel;
 use crate::instance::io_error;
 use crate::manifest::{LiveDisk, MemoryBase};
 
@@ -397,7 +396,7 @@ pub(super) fn host_key(parts: &Parts) -> HostKey<'_> {
 pub(super) fn guest_client(parts: &Parts) -> EnvdClient {
     let lease = parts.lease.as_ref().expect("networked before it is spoken to");
     let nonces = Nonces::starting_above(parts.manifest.nonces_below);
-    EnvdClient::new(Arc::new(GuestDial(lease.connector())), parts.manifest.access_token.clone(), nonces)
+    EnvdClient::new(Arc::new(GuestDial::new(lease.connector())), parts.manifest.access_token.clone(), nonces)
 }
 
 /// The template's image as the lowest layer.
@@ -420,18 +419,6 @@ pub(super) fn live_layers(template: &Template, parts: &Parts, record: &LiveDisk)
         size_bytes: record.size_bytes,
     });
     std::iter::once(template_layer(template)).chain(between).collect()
-}
-
-/// Control traffic goes through sockets of the sandbox's own namespace.
-#[derive(Debug)]
-struct GuestDial(Connector);
-
-#[async_trait]
-impl Dial for GuestDial {
-    async fn dial(&self, port: u16, limit: Duration) -> io::Result<Tunnel> {
-        let stream = self.0.connect(port, limit).await.map_err(io::Error::other)?;
-        Ok(Box::new(stream))
-    }
 }
 
 /// The live disk first, then what lies beneath, topmost first; a block device is all of it.
