@@ -21,9 +21,7 @@ use wrenn_agent::host_agent::{
     AgentError, Changed, CreateRequest, HostAgent, PauseOptions, ResumeOptions, Timeout, View,
 };
 use wrenn_agent::policy::{self, Verb};
-use wrenn_agent::sandbox::Shape;
 use wrenn_engine::names::SandboxId;
-use wrenn_engine::units::Mib;
 
 use crate::EXIT_FAILED;
 use crate::cli::{CreateArgs, RepairArgs, SandboxVerb, ShellArgs};
@@ -83,17 +81,14 @@ fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
 }
 
 /// A sandbox as the command line wants it.
-pub fn create_request(args: CreateArgs) -> Result<CreateRequest> {
+fn create_request(args: CreateArgs) -> Result<CreateRequest> {
     Ok(CreateRequest {
-        template: args.template,
-        kernel: args.kernel.map(std::path::absolute).transpose()?,
-        shape: Shape { vcpus: args.vcpus, memory: Mib(args.memory), disk: args.disk.map(Mib) },
         env: args.env.into_iter().collect(),
         metadata: args.metadata.into_iter().collect(),
         timeout: args.timeout,
         on_timeout: args.on_timeout.into(),
-        ready_limit: args.boot_timeout,
         bound: false,
+        ..args.wanted.request()?
     })
 }
 
