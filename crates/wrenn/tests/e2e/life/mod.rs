@@ -4,6 +4,7 @@ mod adoption;
 mod agent;
 mod cycles;
 mod damage;
+mod full;
 mod kill;
 mod model;
 mod pause;
