@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -476,17 +477,33 @@ impl From<Denied> for AgentError {
     }
 }
 
-/// An error and its causes in one line; a source's text that its parent repeats is left out.
+/// What helps where there is no room.
+const ROOM_REMEDY: &str = "free some space";
+/// How other programs, a VMM or a shim, tell that there is none.
+const NO_ROOM_WORDS: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+
+/// An error and its causes in one line; a source's text that its parent repeats is left out. A disk that is full can be found so
+/// by any step, so the remedy for that is said here, if it was not yet.
 pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = || std::iter::successors(Some(error), |error| error.source());
     let mut text = String::new();
-    for cause in std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string) {
+    for cause in causes().map(ToString::to_string) {
         if text.is_empty() {
             text = cause;
         } else if !text.ends_with(&cause) {
             text = format!("{text}: {cause}");
         }
     }
+    let lacks_room = causes().any(is_no_room) || NO_ROOM_WORDS.iter().any(|words| text.contains(words));
+    if lacks_room && !text.contains(ROOM_REMEDY) {
+        text = format!("{text}; {ROOM_REMEDY} under WRENN_DIR");
+    }
     text
+}
+
+fn is_no_room(error: &(dyn std::error::Error + 'static)) -> bool {
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
 }
 
 /// The agent of one host.
@@ -551,4 +568,28 @@ pub trait HostAgent: Send + Sync {
 
     /// A connection to a TCP port of a running sandbox's guest. It ends when the sandbox is paused.
     async fn dial(&self, id: &SandboxId, port: u16, limit: Duration) -> Result<Tunnel, AgentError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{step}")]
+    struct Failed {
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    }
+
+    #[test]
+    fn where_there_is_no_room_the_remedy_is_said_once() {
+        let text = |step, source: io::Error| with_causes(&Failed { step, source });
+        let (full, told) = (|| io::ErrorKind::StorageFull.into(), "; free some space under WRENN_DIR");
+        assert!(text("cannot write the manifest", full()).ends_with(told));
+        assert!(text("cannot write", io::Error::from_raw_os_error(122)).ends_with(told), "a quota");
+        assert!(text("cannot capture", io::Error::other("QEMU says: No space left on device")).ends_with(told));
+        assert!(!text("it is full; free some space there", full()).ends_with(told));
+        assert!(!text("cannot write", io::ErrorKind::PermissionDenied.into()).contains("free"));
+    }
 }

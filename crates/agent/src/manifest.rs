@@ -23,8 +23,8 @@ use crate::host_agent::{OnTimeout, Phase, Start};
 pub const FORMAT: u32 = 3;
 /// The oldest that is read: version 2 lacks `start`, and never had layers beneath a disk.
 const OLDEST: u32 = 2;
-/// Longest manifest taken, in bytes.
-const BYTES_MAX: u64 = 1024 * 1024;
+/// Longest manifest taken, in bytes: an environment as long as a call may be, and blanks.
+const BYTES_MAX: u64 = 2 * 1024 * 1024;
 
 /// Where in its life a sandbox is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -250,13 +250,12 @@ pub enum ManifestError {
 }
 
 impl Manifest {
-    /// Writes it durably at `path`, under the next revision.
+    /// Writes it durably at `path`, under the next revision. From the third time on that takes no room.
     pub fn write(&mut self, path: &Path) -> Result<(), ManifestError> {
         self.revision += 1;
         assert_eq!(self.version, FORMAT, "only this version's manifests are made");
         let failed = |source| ManifestError::Io { step: "write", path: path.to_owned(), source };
-        keep_previous(path).map_err(failed)?;
-        durable::replace(path, &durable::seal(self)).map_err(failed)
+        durable::rotate(path, &previous(path), &durable::seal(self)).map_err(failed)
     }
 
     /// Reads the manifest at `path`; `None` when there is none.
@@ -296,18 +295,6 @@ fn cold() -> Start {
 
 fn previous(path: &Path) -> PathBuf {
     path.with_extension("previous.json")
-}
-
-/// A second name for what is there now. Not synced: it is for a damaged disk, not for a crash.
-fn keep_previous(path: &Path) -> io::Result<()> {
-    let kept = previous(path);
-    for result in [std::fs::remove_file(&kept), std::fs::hard_link(path, &kept)] {
-        match result {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-    }
-    Ok(())
 }
 
 #[derive(Deserialize)]

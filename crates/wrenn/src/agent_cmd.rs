@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use wrenn_agent::manager::{Manager, Shutdown};
 use wrenn_agent::rpc;
 use wrenn_engine::network::Pool;
+use wrenn_engine::probe::Wishes;
 use wrenn_engine::units::Mib;
 
 use crate::cli::{AgentArgs, Programs};
@@ -41,7 +42,8 @@ pub fn run(dir: &Path, programs: &Programs, args: AgentArgs) -> Result<ExitCode>
 
 async fn serve(dir: &Path, programs: &Programs, mut args: AgentArgs) -> Result<()> {
     let mut signals = Signals::new()?;
-    let mut host = host::open(dir, programs, &args.drivers.wishes()).await?;
+    let wishes = Wishes { despite_shortage: true, ..args.drivers.wishes() };
+    let mut host = host::open(dir, programs, &wishes).await?;
     host.faults = args.fault.take().unwrap_or_default();
     host.pool = args.pool.filter(|size| *size > 0).map(|size| Pool::new(host.network.clone(), size.into()));
     let socket = host.instance.agent_socket();

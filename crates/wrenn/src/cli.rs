@@ -1,11 +1,11 @@
 //! The command line, as data.
 
 mod sandbox;
+mod shared;
 mod snapshot;
 mod template;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use wrenn_engine::probe::{Restore, Wishes};
@@ -13,6 +13,7 @@ use wrenn_engine::storage::Backend;
 use wrenn_engine::vmm::{Accel, DriverKind};
 
 pub use sandbox::{AgentArgs, AttachArgs, CreateArgs, ExecArgs, RepairArgs, SandboxVerb, ShellArgs};
+pub use shared::{CommandArgs, WantedArgs};
 pub use snapshot::{ForkArgs, ForkcheckArgs, RollbackArgs, SnapshotVerb};
 pub use template::{TemplateVerb, WarmArgs};
 
@@ -80,51 +81,21 @@ pub enum Verb {
                         after Ctrl-C or SIGTERM."
 )]
 pub struct RunArgs {
-    /// Template to start from; see `wrenn template ls`.
-    #[arg(short, long, default_value = "minimal")]
-    pub template: String,
-    /// Boot this kernel image instead of the one Wrenn prepared.
-    #[arg(long, value_name = "FILE")]
-    pub kernel: Option<PathBuf>,
-    /// Virtual CPUs.
-    #[arg(long, default_value_t = 1)]
-    pub vcpus: u32,
-    /// Memory in MiB.
-    #[arg(long, default_value_t = 256, value_name = "MIB")]
-    pub memory: u32,
-    /// Disk in MiB; at least, and by default, the template's size.
-    #[arg(long, value_name = "MIB")]
-    pub disk: Option<u32>,
-    /// Boot it, even where a warm image is there.
-    #[arg(long)]
-    pub cold: bool,
+    /// The sandbox.
+    #[command(flatten)]
+    pub wanted: WantedArgs,
     /// What the sandbox is made with; the best this host has by default.
     #[command(flatten)]
     pub drivers: Drivers,
-    /// Set an environment variable for the command; may be repeated.
-    #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value)]
-    pub env: Vec<(String, String)>,
-    /// Working directory of the command; the user's home by default.
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// User the command runs as.
-    #[arg(short, long, default_value = "root")]
-    pub user: String,
-    /// End the command after this time, such as 30s or 5m (exit code 124).
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub timeout: Option<Duration>,
-    /// How long the guest may take to become ready.
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
-    pub boot_timeout: Duration,
+    /// What runs in it.
+    #[command(flatten)]
+    pub command: CommandArgs,
     /// Print a table of how long each phase took.
     #[arg(long)]
     pub timing: bool,
     /// Print one JSON object with output, exit and timings instead of the live output.
     #[arg(long)]
     pub json: bool,
-    /// The command and its arguments.
-    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
-    pub command: Vec<String>,
 }
 
 /// Drivers that are asked for; what this host lacks is an error that names it.
@@ -187,9 +158,9 @@ mod tests {
     fn everything_after_the_command_is_the_commands() {
         let cli = Cli::parse_from(["wrenn", "run", "-e", "A=b=c", "--", "ls", "--json", "-t", "--cold"]);
         let Verb::Run(run) = cli.verb else { panic!("not run") };
-        assert_eq!(run.command, ["ls", "--json", "-t", "--cold"]);
-        assert_eq!(run.env, [("A".to_owned(), "b=c".to_owned())]);
-        assert!(!run.json && !run.cold);
+        assert_eq!(run.command.command, ["ls", "--json", "-t", "--cold"]);
+        assert_eq!(run.command.env, [("A".to_owned(), "b=c".to_owned())]);
+        assert!(!run.json && !run.wanted.cold);
     }
 
     #[test]

@@ -51,6 +51,9 @@ pub async fn open(dir: &Path, programs: &Programs, wishes: &Wishes) -> Result<Ho
     let images = open_images(dir)?;
     let capabilities = probe::look(&options(dir, programs, Depth::Choose)).await;
     let chosen = capabilities.choose(wishes)?;
+    for lack in capabilities.blockers() {
+        tracing::warn!("{}: {}; {}", lack.name, lack.detail, lack.state.remedy().unwrap_or_default());
+    }
     let storage: Arc<dyn Storage> = match chosen.storage.value {
         Backend::Qcow2 => Arc::new(Qcow2),
         Backend::DeviceMapper => Arc::new(Dm::open()?),

@@ -18,13 +18,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::watch;
-use wrenn_agent::envd_client::{Command, EnvdClient, EnvdError};
+use wrenn_agent::envd_client::{EnvdClient, EnvdError};
 use wrenn_agent::guest_link;
-use wrenn_agent::host_agent::{self, Code, CreateRequest, Created, Fresh, HostAgent, OnTimeout, Start, View};
+use wrenn_agent::host_agent::{Code, Created, HostAgent, Start, View};
 use wrenn_agent::reconcile;
-use wrenn_agent::sandbox::{self, CreateError, Owner, Sandbox, Shape, Stopwatch, Timing, Trouble};
+use wrenn_agent::sandbox::{self, CreateError, Owner, Sandbox, Stopwatch, Timing, Trouble};
 use wrenn_engine::storage::Backend;
-use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::Description;
 
 use crate::cli::{Programs, RunArgs};
@@ -63,7 +62,7 @@ async fn run_through(link: Link, args: RunArgs, mut signals: Signals, watch: Sto
     let mut watch = watch;
     let agent = link.agent_arc();
     let created = tokio::select! {
-        created = agent.create(request(&args)?) => created?,
+        created = agent.create(args.wanted.request()?) => created?,
         // Hanging up is all it takes.
         signal = signals.next() => return Ok(Outcome::Interrupted(signal).exit_code()),
     };
@@ -112,7 +111,7 @@ async fn run_alone(
     watch.lap("sweep");
 
     let (cancel, cancelled) = watch::channel(false);
-    let creation = sandbox::create(&host, request(&args)?, Owner::Process, cancelled);
+    let creation = sandbox::create(&host, args.wanted.request()?, Owner::Process, cancelled);
     tokio::pin!(creation);
     let mut interrupted = None;
     let created = tokio::select! {
@@ -159,24 +158,6 @@ impl Keeper for Own<'_> {
 
 // ---- both ------------------------------------------------------------------------------------------------------------
 
-/// What is asked for; it goes with this process in any case.
-fn request(args: &RunArgs) -> anyhow::Result<CreateRequest> {
-    Ok(CreateRequest {
-        source: host_agent::Source::Template(Fresh {
-            template: args.template.clone(),
-            kernel: args.kernel.as_deref().map(std::path::absolute).transpose()?,
-            shape: Shape { vcpus: args.vcpus, memory: Mib(args.memory), disk: args.disk.map(Mib) },
-            cold: args.cold,
-        }),
-        env: Default::default(),
-        metadata: Default::default(),
-        timeout: None,
-        on_timeout: OnTimeout::Destroy,
-        ready_limit: args.boot_timeout,
-        bound: true,
-    })
-}
-
 async fn execute(
     keeper: &mut impl Keeper,
     envd: &EnvdClient,
@@ -192,23 +173,9 @@ async fn execute(
         on_signal: OnSignal::End,
         on_gap: OnGap::Fail,
     };
-    let Ran { outcome, note, .. } = execution.run(envd, command(args)).await?;
+    let Ran { outcome, note, .. } = execution.run(envd, args.command.command(has_any())).await?;
     report.note = note;
     Ok(outcome)
-}
-
-fn command(args: &RunArgs) -> Command {
-    let mut words = args.command.iter().cloned();
-    Command {
-        program: words.next().expect("clap demands a command"),
-        args: words.collect(),
-        env: args.env.clone(),
-        workdir: args.workdir.clone(),
-        user: Some(args.user.clone()),
-        timeout: args.timeout,
-        stdin: has_any(),
-        ..Command::default()
-    }
 }
 
 /// What a run prints beside the command's own output.

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use async_trait::async_trait;
-use wrenn_agent::envd_client::{Dial, EnvdClient, Nonces};
-use wrenn_agent::host_agent::Tunnel;
+use wrenn_agent::envd_client::{EnvdClient, Nonces};
+use wrenn_agent::guest_dial::GuestDial;
 use wrenn_engine::names::{DiskName, SandboxId};
 use wrenn_engine::network::addresses::TAP;
-use wrenn_engine::network::{Connector, GUEST_MAC, Lease};
+use wrenn_engine::network::{GUEST_MAC, Lease};
 use wrenn_engine::storage::{Disk, Layer, LayerFormat, Place};
 use wrenn_engine::vmm::{DiskFile, HostFile, Launch, Plan, Start, Tap, VmSpec};
 use wrenn_proto::shim;
@@ -131,16 +130,5 @@ fn jail_of(jail: shim::Jail) -> Jail {
 
 /// The way to the agent of the guest on this network. Nobody has to be let in to ask whether it is well.
 pub fn guest(lease: &Lease) -> EnvdClient {
-    EnvdClient::new(Arc::new(GuestDial(lease.connector())), String::new(), Nonces::default())
-}
-
-#[derive(Debug)]
-struct GuestDial(Connector);
-
-#[async_trait]
-impl Dial for GuestDial {
-    async fn dial(&self, port: u16, limit: Duration) -> io::Result<Tunnel> {
-        let stream = self.0.connect(port, limit).await.map_err(io::Error::other)?;
-        Ok(Box::new(stream))
-    }
+    EnvdClient::new(Arc::new(GuestDial::new(lease.connector())), String::new(), Nonces::default())
 }

@@ -41,7 +41,7 @@ use crate::lock::Lock;
 use crate::policy::{self, Verb};
 use crate::reconcile::{self, SweepError};
 use crate::sandbox::adopt::{Adopted, adopt};
-use crate::sandbox::{self, Begun, CreateError, Owner, blocking};
+use crate::sandbox::{self, Begun, CreateError, Owner, Trouble, blocking};
 
 /// Requests that may wait for one sandbox.
 const QUEUE: usize = 64;
@@ -374,7 +374,9 @@ fn create_error(error: &CreateError) -> AgentError {
     let code = match error {
         CreateError::Shape(_) => Code::Invalid,
         CreateError::Image(ImageError::Template(TemplateError::Unknown { .. })) => Code::NotFound,
-        CreateError::Storage(StorageError::Full { .. }) | CreateError::Network(_) => Code::Exhausted,
+        CreateError::Storage(StorageError::Full { .. })
+        | CreateError::Trouble(Trouble::DiskFull)
+        | CreateError::Network(_) => Code::Exhausted,
         CreateError::Cancelled => Code::Destroyed,
         CreateError::Snapshot(error) => return captures::snapshot_error(error),
         CreateError::Image(_)
@@ -385,6 +387,7 @@ fn create_error(error: &CreateError) -> AgentError {
         | CreateError::Launch(_)
         | CreateError::Vmm(_)
         | CreateError::Memory(_)
+        | CreateError::Trouble(_)
         | CreateError::Guest { .. }
         | CreateError::Ended { .. }
         | CreateError::Captured(_)

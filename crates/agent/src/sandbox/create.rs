@@ -27,13 +27,13 @@ use super::capture::{Uncaptured, Users, Vm};
 use super::parts::blocking;
 use super::resume::{self, ResumeError};
 use super::rise::{self, DiskFrom, Rise, Risen, Steps, VmFrom, not_ready, while_it_runs};
-use super::{CheckedShape, HostFacts, Parts, Problems, Sandbox, Stopwatch};
+use super::{CheckedShape, HostFacts, Parts, Problems, Sandbox, Stopwatch, Trouble};
 use crate::envd_client::{EnvdError, HostLine, Identity};
 use crate::faults::{Injected, Step};
 use crate::generation::{Generation, GenerationError, Number};
 use crate::host::Host;
 use crate::host_agent::{CreateRequest, Fresh, OnTimeout, Source, Start, with_causes};
-use crate::instance::{InstanceError, io_error, random_bytes};
+use crate::instance::{InstanceError, Places, io_error, random_bytes};
 use crate::lock::Lock;
 use crate::manifest::{self, Manifest, ManifestError, State, unix_ms};
 use crate::snapshot::{Key, Record, SnapshotError, Stored};
@@ -98,6 +98,9 @@ pub enum CreateError {
         #[source]
         source: EnvdError,
     },
+    /// Its guest cannot become ready.
+    #[error(transparent)]
+    Trouble(#[from] Trouble),
     /// Its VM ended before its guest was ready.
     #[error("the VM ended before its guest was ready: {end}{}", console_part(.console))]
     Ended {
@@ -277,19 +280,21 @@ fn begin_parts(
 ) -> Result<Parts, CreateError> {
     let id = SandboxId::from_random(random_bytes());
     let places = host.instance.places(&id);
-    let (mut parts, _no_sweep) = {
-        let no_sweep = host.instance.lock()?;
-        places.make(owner == Owner::Instance)?;
-        let lock_path = places.lock();
-        let lock = Lock::try_acquire(&lock_path)
-            .map_err(io_error("lock", &lock_path))?
-            .ok_or(InstanceError::Locked { path: lock_path })?;
-        (Parts::new(Arc::clone(host), places, build(id), lock), no_sweep)
-    };
-    if let Err(error) = parts.write().map_err(CreateError::from).and_then(|()| place(&parts)) {
-        Parts::remove_folders(&parts.places);
-        return Err(error);
-    }
+    let _no_sweep = host.instance.lock()?;
+    let parts = first_files(host, places.clone(), build(id), owner).inspect_err(|_| Parts::remove_folders(&places))?;
+    place(&parts).inspect_err(|_| Parts::remove_folders(&places))?;
+    Ok(parts)
+}
+
+/// Folder, lock and manifest of a sandbox that nobody else knows of yet.
+fn first_files(host: &Arc<Host>, places: Places, manifest: Manifest, owner: Owner) -> Result<Parts, CreateError> {
+    places.make(owner == Owner::Instance)?;
+    let lock_path = places.lock();
+    let lock = Lock::try_acquire(&lock_path)
+        .map_err(io_error("lock", &lock_path))?
+        .ok_or(InstanceError::Locked { path: lock_path })?;
+    let mut parts = Parts::new(Arc::clone(host), places, manifest, lock);
+    parts.write()?;
     Ok(parts)
 }
 

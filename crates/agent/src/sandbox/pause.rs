@@ -7,8 +7,9 @@
 //! ```
 //!
 //! The line between the two is one word in the manifest ([`Progress::Captured`]), written when all that the VM knew is
-//! durable. A crash before it is undone by the next agent, one after it finished. The VM is ended before its disk's devices
-//! are removed: it has them open. Nothing of the generation that it ran on is touched.
+//! durable. A crash before it is undone by the next agent, one after it finished. Nothing after it needs room on the disk:
+//! what is still written then was given its place before. The VM is ended before its disk's devices are removed: it has them
+//! open. Nothing of the generation that it ran on is touched.
 
 use std::fs;
 use std::path::Path;
@@ -209,6 +210,7 @@ async fn make_durable(parts: &Parts, number: Number, folder: &Folder, kept: Kept
             sync_file(&device)?;
         }
         sync_file(&places.disk())?;
+        keep_room_for_sums(&places.disk(), &folder)?;
         description.write(&folder)?;
         durable::sync_folder(folder.path()).map_err(io_error("sync", folder.path()))?;
         Ok(())
@@ -233,6 +235,12 @@ pub(super) fn keep_memory(folder: &Folder, kept: Kept) -> Result<Option<generati
     sync_file(&folder.devices())?;
     let (devices_bytes, devices_sha256) = generation::hash_devices(&folder.devices())?;
     Ok(Some(generation::Memory { builds_on, devices_bytes, devices_sha256, cpu }))
+}
+
+/// The disk stands still by now: its checksums will be of what it holds already.
+fn keep_room_for_sums(disk: &Path, folder: &Folder) -> Result<(), PauseError> {
+    let file = fs::File::open(disk).map_err(io_error("open", disk))?;
+    Ok(Checksums::keep_room(&file, disk, &folder.disk_sums())?)
 }
 
 pub(super) fn sync_file(path: &Path) -> Result<(), PauseError> {

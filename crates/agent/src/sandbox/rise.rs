@@ -13,30 +13,29 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use wrenn_engine::cgroup::{Cgroup, Limits};
 use wrenn_engine::image::{KernelFiles, Template};
 use wrenn_engine::limits;
 use wrenn_engine::names::{DiskName, LayerId, SandboxId};
+use wrenn_engine::network::GUEST_MAC;
 use wrenn_engine::network::addresses::TAP;
-use wrenn_engine::network::{Connector, GUEST_MAC};
 use wrenn_engine::probe::Restore;
 use wrenn_engine::storage::{self, Disk, Layer, LayerFormat, Place, StorageError};
 use wrenn_engine::vmm::seccomp::{self, Confinement};
 use wrenn_engine::vmm::{
-    Accel, Boot, DiskFile, HostFile, LaunchCgroups, LaunchSpec, Machine, MemoryBacking, Plan, Start, Tap, VmEnd,
-    VmSpec, launch,
+    Accel, Boot, DiskFile, HostFile, Incident, LaunchCgroups, LaunchSpec, Machine, MemoryBacking, Plan, Start, Tap,
+    VmEnd, VmSpec, launch,
 };
 
 use super::create::CreateError;
 use super::parts::blocking;
-use super::{Cancel, Parts, Stopwatch, ending, on_demand};
-use crate::envd_client::{Dial, EnvdClient, EnvdError, HostKey, HostLine, Init, Nonces};
+use super::{Cancel, Parts, Stopwatch, Trouble, ending, on_demand};
+use crate::envd_client::{EnvdClient, EnvdError, HostKey, HostLine, Init, Nonces};
 use crate::faults::Step;
 use crate::generation::{self, Folder, Number};
+use crate::guest_dial::GuestDial;
 use crate::host::{Host, zero_memory};
-use crate::host_agent::Tunnel;
 use crate::instance::{io_error, random_bytes};
 use crate::layers::Layers;
 use crate::manifest::{LiveDisk, Manifest, MemoryBase};
@@ -317,8 +316,10 @@ impl Rise<'_> {
         let up = async {
             match vm {
                 VmFrom::Boot => {
-                    let boot = async { boot.boot().await.map_err(CreateError::from) };
-                    let ready = async { envd.wait_ready(self.ready_limit).await.map_err(not_ready) };
+                    let answers = Notify::new();
+                    let boot = async { undisturbed(boot.boot().await?, answers.notified()).await };
+                    let ready = envd.wait_ready(self.ready_limit);
+                    let ready = async { ready.await.map(|()| answers.notify_one()).map_err(not_ready) };
                     tokio::try_join!(boot, ready).map(|(machine, ())| (machine, None))
                 }
                 VmFrom::Generation(..) => {
@@ -327,8 +328,11 @@ impl Rise<'_> {
                     watch.lap("load");
                     machine.thaw().await?;
                     parts.reached(self.steps.thawed)?;
-                    let line = envd.reach(self.ready_limit).await.map_err(not_ready)?;
-                    Ok((machine, Some(line)))
+                    let answers = Notify::new();
+                    let line = envd.reach(self.ready_limit);
+                    let line = async { line.await.inspect(|_| answers.notify_one()).map_err(not_ready) };
+                    let up = tokio::try_join!(undisturbed(machine, answers.notified()), line);
+                    up.map(|(machine, line)| (machine, Some(line)))
                 }
             }
         };
@@ -364,6 +368,23 @@ pub(super) fn guest_env(manifest: &Manifest) -> BTreeMap<String, String> {
         ("E2B_TEMPLATE_ID".to_owned(), manifest.template.clone()),
     ];
     manifest.env.clone().into_iter().chain(ours).collect()
+}
+
+/// The machine, once its guest `answers`, unless it meets something before that keeps the guest from ever answering.
+async fn undisturbed(
+    mut machine: Box<dyn Machine>,
+    answers: impl Future<Output = ()>,
+) -> Result<Box<dyn Machine>, CreateError> {
+    tokio::select! {
+        () = answers => Ok(machine),
+        incident = machine.incident() => Err(match incident {
+            Incident::DiskFull => Trouble::DiskFull.into(),
+            Incident::DiskError(reason) => Trouble::DiskError(reason).into(),
+            Incident::Broken(how) => Trouble::VmBroken(how).into(),
+            // Its shim tells how.
+            Incident::Ended => std::future::pending().await,
+        }),
+    }
 }
 
 /// Waits for `work` that needs a VM that runs and somebody who wants it.
@@ -425,7 +446,7 @@ pub(super) fn host_key(parts: &Parts) -> HostKey<'_> {
 pub(super) fn guest_client(parts: &Parts) -> EnvdClient {
     let lease = parts.lease.as_ref().expect("networked before it is spoken to");
     let nonces = Nonces::starting_above(parts.manifest.nonces_below);
-    EnvdClient::new(Arc::new(GuestDial(lease.connector())), parts.manifest.access_token.clone(), nonces)
+    EnvdClient::new(Arc::new(GuestDial::new(lease.connector())), parts.manifest.access_token.clone(), nonces)
 }
 
 /// The template's image as the lowest layer.
@@ -448,18 +469,6 @@ pub(super) fn live_layers(template: &Template, parts: &Parts, record: &LiveDisk)
         size_bytes: record.size_bytes,
     });
     std::iter::once(template_layer(template)).chain(between).collect()
-}
-
-/// Control traffic goes through sockets of the sandbox's own namespace.
-#[derive(Debug)]
-struct GuestDial(Connector);
-
-#[async_trait]
-impl Dial for GuestDial {
-    async fn dial(&self, port: u16, limit: Duration) -> io::Result<Tunnel> {
-        let stream = self.0.connect(port, limit).await.map_err(io::Error::other)?;
-        Ok(Box::new(stream))
-    }
 }
 
 /// The live disk first, then what lies beneath, topmost first; a block device is all of it.

@@ -64,6 +64,12 @@ impl Checksums {
         format::decode_sums(&bytes).map(Some).map_err(MemoryError::bad_file(path))
     }
 
+    /// Keeps room for them at `path`: those of `file` (at `of`, for errors) as it is now, and of no more than that, can be written
+    /// there then on a full disk.
+    pub fn keep_room(file: &File, of: &Path, path: &Path) -> Result<(), MemoryError> {
+        files::keep_room(path, format::sums_bytes(data_chunks(file, of)?.len()))
+    }
+
     /// Keeps them at `path`: after a crash there is the old file or the new one. Durable when this returns.
     pub fn write(&self, path: &Path) -> Result<(), MemoryError> {
         files::replace(path, &format::encode_sums(self))

@@ -5,6 +5,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
 use super::MemoryError;
 use super::format::{self, FormatError};
 
@@ -81,20 +84,41 @@ pub(super) fn read(path: &Path, limit: fn(&[u8]) -> Result<u64, FormatError>) ->
     Ok(Some(bytes))
 }
 
-/// Makes `path` be `bytes`, durable when this returns: after a crash it is as before or as wanted.
+/// Makes `path` be `bytes`, durable when this returns: after a crash it is as before or as wanted. Takes the room that
+/// [`keep_room`] has kept.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), MemoryError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let temporary = PathBuf::from(name);
+    let temporary = temporary(path);
     let failed = MemoryError::io("write", &temporary);
     let write = || {
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(MODE).open(&temporary)?;
+        let mut file = open_temporary(&temporary)?;
         file.write_all(bytes)?;
+        file.set_len(bytes.len() as u64)?;
         file.sync_all()
     };
     write().map_err(failed)?;
     rename(&temporary, path)
+}
+
+/// The next [`replace`] of `path` by so many bytes at most finds room, where the file system can promise that.
+pub(super) fn keep_room(path: &Path, bytes: u64) -> Result<(), MemoryError> {
+    let temporary = temporary(path);
+    let failed = MemoryError::io("keep room for", &temporary);
+    let keep = || match fallocate(open_temporary(&temporary)?, FallocateFlags::empty(), 0, bytes) {
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        kept => kept.map_err(io::Error::from),
+    };
+    keep().map_err(failed)
+}
+
+/// What is there already keeps its room.
+fn open_temporary(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(MODE).open(path)
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    PathBuf::from(name)
 }
 
 /// Renames a durable file over another, durable when this returns.

@@ -90,7 +90,12 @@ pub(super) fn hash(bytes: &[u8]) -> u64 {
 /// How long a file of checksums that begins like this can be.
 pub(super) fn sums_bytes_max(head: &[u8]) -> Result<u64, FormatError> {
     let memory_bytes = memory_bytes(head, SUMS_MAGIC, SUMS_NAME)?;
-    Ok(FRAME_BYTES + memory_bytes.div_ceil(CHUNK_BYTES) * SUM_BYTES as u64)
+    Ok(sums_bytes(memory_bytes.div_ceil(CHUNK_BYTES) as usize))
+}
+
+/// How long a file with the checksums of so many chunks can be.
+pub(super) fn sums_bytes(chunks: usize) -> u64 {
+    FRAME_BYTES + (chunks * SUM_BYTES) as u64
 }
 
 /// How long a map that begins like this can be: every page a run of its own.

@@ -403,3 +403,21 @@ fn a_memory_on_demand_is_what_it_is_folded() {
         assert_eq!(bytes[..], world.model[page * PAGE..][..PAGE], "page {page}");
     }
 }
+
+#[test]
+fn checksums_take_the_room_that_was_kept_for_them() {
+    use std::os::unix::fs::MetadataExt as _;
+    let world = World::new();
+    let file = std::fs::File::open(&world.files.base).unwrap();
+    let (sums, kept) = (world.folder.path().join("kept.sums"), world.folder.path().join("kept.sums.new"));
+    // Enough for many chunks, and left by somebody who was killed.
+    std::fs::write(&kept, vec![7; 100_000]).unwrap();
+    Checksums::keep_room(&file, &world.files.base, &sums).unwrap();
+    let room = std::fs::metadata(&kept).unwrap();
+    assert!(!sums.exists() && room.blocks() > 0);
+    let wanted = Checksums::of(&file, &world.files.base).unwrap();
+    wanted.write(&sums).unwrap();
+    assert_eq!(std::fs::metadata(&sums).unwrap().ino(), room.ino(), "it is the same file");
+    assert_eq!(Checksums::read(&sums).unwrap(), Some(wanted));
+    assert!(!kept.exists());
+}

@@ -20,6 +20,9 @@ pub struct Wishes {
     pub restore: Option<Restore>,
     /// Which control groups.
     pub cgroup: Option<Cgroup>,
+    /// Whether a shortage of memory or disk space is no obstacle. An agent has to look after the sandboxes that are there
+    /// already, and may be what makes room; whether there is enough for another is asked when one is made.
+    pub despite_shortage: bool,
 }
 
 /// How a paused sandbox's memory comes back.
@@ -103,6 +106,8 @@ impl fmt::Display for Lacks {
 
 const WISHED: &str = "asked for";
 
+/// What sandboxes that run may have used up themselves.
+const SHORTAGES: [Name; 2] = [Name::Memory, Name::Disk];
 /// What disks of device-mapper need.
 const DEVICE_MAPPER_NEEDS: [Name; 2] = [Name::DeviceMapper, Name::LoopDevices];
 /// What sandboxes under Firecracker need beyond what all need.
@@ -110,8 +115,9 @@ pub(super) const FIRECRACKER_NEEDS: [Name; 4] = [Name::Kvm, Name::DeviceMapper, 
 
 /// Chooses; reports everything that lacks at once.
 pub fn choose(host: &Capabilities, wishes: &Wishes) -> Result<Chosen, Lacks> {
-    let mut lacks: Vec<Lack> =
-        host.blockers().map(|blocker| lack(host, blocker.name.to_string(), blocker.name)).collect();
+    let blockers = host.blockers().map(|blocker| blocker.name);
+    let blockers = blockers.filter(|name| !(wishes.despite_shortage && SHORTAGES.contains(name)));
+    let mut lacks: Vec<Lack> = blockers.map(|name| lack(host, name.to_string(), name)).collect();
     let mut keep = |found: Option<Lack>| lacks.extend(found);
     let vmm = vmm(host, wishes, &mut keep);
     let accel = accel(host, wishes, &mut keep);
@@ -303,6 +309,13 @@ mod tests {
     }
 
     #[test]
+    fn a_shortage_is_no_obstacle_to_who_looks_after_what_is_there() {
+        let full = host(|facts| facts.disk.free = Some(1 << 20));
+        assert_eq!(lacking(full.choose(&Wishes::default())), ["disk"]);
+        assert!(full.choose(&Wishes { despite_shortage: true, ..Wishes::default() }).is_ok());
+    }
+
+    #[test]
     fn firecracker_alone_is_enough() {
         let without_qemu = host(|facts| facts.qemu = ProgramFact::Absent);
         assert_eq!(drivers(&without_qemu, &Wishes::default()).0, DriverKind::Firecracker);
@@ -328,6 +341,7 @@ mod tests {
             storage: Some(Backend::DeviceMapper),
             restore: Some(Restore::Userfaultfd),
             cgroup: Some(Cgroup::V2),
+            despite_shortage: false,
         };
         let wanted = [
             "vmm = firecracker (firecracker)",

@@ -7,7 +7,7 @@ use wrenn_agent::faults::Faults;
 use wrenn_agent::host_agent::OnTimeout;
 use wrenn_engine::names::SandboxId;
 
-use super::{Drivers, ForkArgs, RollbackArgs, key_value};
+use super::{CommandArgs, Drivers, ForkArgs, RollbackArgs, WantedArgs, key_value};
 
 /// How the agent starts and ends.
 #[derive(Debug, Default, Args)]
@@ -139,9 +139,9 @@ pub enum SandboxVerb {
 /// A sandbox as it is wanted.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// Template to start from; see `wrenn template ls`.
-    #[arg(short, long, default_value = "minimal")]
-    pub template: String,
+    /// The sandbox.
+    #[command(flatten)]
+    pub wanted: WantedArgs,
     /// Start from this snapshot instead, by its name or id: with its memory and disk, its size, environment and labels.
     #[arg(
         long,
@@ -149,21 +149,6 @@ pub struct CreateArgs {
         conflicts_with_all = ["template", "kernel", "vcpus", "memory", "disk", "cold"]
     )]
     pub snapshot: Option<String>,
-    /// Boot this kernel image instead of the one Wrenn prepared.
-    #[arg(long, value_name = "FILE")]
-    pub kernel: Option<std::path::PathBuf>,
-    /// Virtual CPUs.
-    #[arg(long, default_value_t = 1)]
-    pub vcpus: u32,
-    /// Memory in MiB.
-    #[arg(long, default_value_t = 256, value_name = "MIB")]
-    pub memory: u32,
-    /// Disk in MiB; at least, and by default, the template's size.
-    #[arg(long, value_name = "MIB")]
-    pub disk: Option<u32>,
-    /// Boot it, even where a warm image is there.
-    #[arg(long)]
-    pub cold: bool,
     /// Set an environment variable for every process in it; may be repeated.
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value)]
     pub env: Vec<(String, String)>,
@@ -176,9 +161,6 @@ pub struct CreateArgs {
     /// What happens when its time is up.
     #[arg(long, value_name = "WHAT", default_value = "destroy")]
     pub on_timeout: AtTimeout,
-    /// How long the guest may take to become ready.
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
-    pub boot_timeout: Duration,
     /// Print a JSON object.
     #[arg(long)]
     pub json: bool,
@@ -189,18 +171,9 @@ pub struct CreateArgs {
 pub struct ExecArgs {
     /// Which sandbox.
     pub id: SandboxId,
-    /// Set an environment variable for the command; may be repeated.
-    #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value)]
-    pub env: Vec<(String, String)>,
-    /// Working directory of the command; the user's home by default.
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// User the command runs as.
-    #[arg(short, long, default_value = "root")]
-    pub user: String,
-    /// End the command after this time, such as 30s or 5m (exit code 124).
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub timeout: Option<Duration>,
+    /// What runs in it.
+    #[command(flatten)]
+    pub command: CommandArgs,
     /// Leave once it runs, and print its pid; see `attach` and `ps`.
     #[arg(short, long)]
     pub detach: bool,
@@ -210,9 +183,6 @@ pub struct ExecArgs {
     /// Print one JSON object with output and exit instead of the live output.
     #[arg(long)]
     pub json: bool,
-    /// The command and its arguments.
-    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
-    pub command: Vec<String>,
 }
 
 /// A command to come back to.
@@ -321,11 +291,12 @@ mod tests {
         let line = "create -t base --vcpus 2 --memory 512 --disk 4096 -e A=b=c --metadata owner=me --timeout 10m \
                     --on-timeout pause --boot-timeout 2m --json";
         let SandboxVerb::Create(create) = sandbox(line) else { panic!("not create") };
-        assert_eq!((create.template.as_str(), create.vcpus, create.memory, create.disk), ("base", 2, 512, Some(4096)));
+        let wanted = &create.wanted;
+        assert_eq!((wanted.template.as_str(), wanted.vcpus, wanted.memory, wanted.disk), ("base", 2, 512, Some(4096)));
         assert_eq!(create.env, [("A".to_owned(), "b=c".to_owned())]);
         assert_eq!(create.metadata, [("owner".to_owned(), "me".to_owned())]);
         assert_eq!((create.timeout, create.on_timeout), (Some(Duration::from_secs(600)), AtTimeout::Pause));
-        assert_eq!((create.boot_timeout, create.json), (Duration::from_secs(120), true));
+        assert_eq!((wanted.boot_timeout, create.json), (Duration::from_secs(120), true));
         let SandboxVerb::Create(create) = sandbox("create") else { panic!("not create") };
         assert_eq!((create.timeout, create.on_timeout), (None, AtTimeout::Destroy));
         assert_eq!((create.snapshot, create.cold), (None, false));
@@ -349,10 +320,10 @@ mod tests {
     fn everything_after_the_command_is_the_commands() {
         let SandboxVerb::Exec(exec) = sandbox("exec --user user ID -- ls --json -d") else { panic!("not exec") };
         assert_eq!(
-            (exec.command, exec.json, exec.detach),
+            (exec.command.command, exec.json, exec.detach),
             (vec!["ls".into(), "--json".into(), "-d".into()], false, false)
         );
-        assert_eq!(exec.user, "user");
+        assert_eq!(exec.command.user, "user");
         let Ok(Verb::Shell(shell)) = parse("wrenn shell ID -- top -b") else { panic!("not shell") };
         assert_eq!(shell.command, ["top", "-b"]);
     }

@@ -4,14 +4,14 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use serde_json::json;
-use wrenn_agent::envd_client::{Command, Exec};
+use wrenn_agent::envd_client::Exec;
 use wrenn_agent::guest_link;
 use wrenn_engine::names::SandboxId;
 
 use super::{Link, Through, usable};
 use crate::EXIT_FAILED;
 use crate::cli::{AttachArgs, ExecArgs};
-use crate::execution::{self, Execution, ExecutionError, OnGap, OnSignal, Outcome, Ran, Signals, Sink, Source};
+use crate::execution::{Execution, ExecutionError, OnGap, OnSignal, Outcome, Ran, Signals, Sink, Source, has_any};
 
 /// Runs a command.
 pub async fn exec(link: Link, args: ExecArgs) -> Result<ExitCode> {
@@ -19,8 +19,7 @@ pub async fn exec(link: Link, args: ExecArgs) -> Result<ExitCode> {
     let view = usable(&link, &args.id).await?;
     let envd = guest_link::guest(link.agent_arc(), &view);
     if args.detach {
-        let started = envd.start(command(&args)).await;
-        return match started {
+        return match envd.start(args.command.command(args.stdin)).await {
             Ok(exec) => Ok(detached(&args, &exec)),
             Err(error) => not_detached(error),
         };
@@ -36,7 +35,7 @@ pub async fn exec(link: Link, args: ExecArgs) -> Result<ExitCode> {
         on_signal: OnSignal::End,
         on_gap: OnGap::Fail,
     };
-    let ran = execution.run(&envd, command(&args)).await;
+    let ran = execution.run(&envd, args.command.command(has_any())).await;
     report(&id, json, sink, ran)
 }
 
@@ -62,21 +61,6 @@ pub async fn attach(link: Link, args: AttachArgs) -> Result<ExitCode> {
             Some(format!("the command goes on; come back with `wrenn sandbox attach {id} {pid} --offset {offset}`"));
     }
     report(&args.id, args.json, sink, ran)
-}
-
-fn command(args: &ExecArgs) -> Command {
-    let mut words = args.command.iter().cloned();
-    Command {
-        program: words.next().expect("clap demands a command"),
-        args: words.collect(),
-        env: args.env.clone(),
-        workdir: args.workdir.clone(),
-        user: Some(args.user.clone()),
-        timeout: args.timeout,
-        stdin: if args.detach { args.stdin } else { execution::has_any() },
-        terminal: None,
-        tag: None,
-    }
 }
 
 fn detached(args: &ExecArgs, exec: &Exec) -> ExitCode {

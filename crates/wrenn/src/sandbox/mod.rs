@@ -19,12 +19,10 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use wrenn_agent::guest_link;
 use wrenn_agent::host_agent::{
-    AgentError, Changed, CreateRequest, Fresh, HostAgent, PauseOptions, ResumeOptions, Source, Timeout, View,
+    AgentError, Changed, CreateRequest, HostAgent, PauseOptions, ResumeOptions, Source, Timeout, View,
 };
 use wrenn_agent::policy::{self, Verb};
-use wrenn_agent::sandbox::Shape;
 use wrenn_engine::names::SandboxId;
-use wrenn_engine::units::Mib;
 
 use crate::EXIT_FAILED;
 use crate::cli::{CreateArgs, RepairArgs, SandboxVerb, ShellArgs};
@@ -91,24 +89,16 @@ pub fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode
 }
 
 /// A sandbox as the command line wants it.
-pub fn create_request(args: CreateArgs) -> Result<CreateRequest> {
-    let source = match args.snapshot {
-        Some(snapshot) => Source::Snapshot(snapshot),
-        None => Source::Template(Fresh {
-            template: args.template,
-            kernel: args.kernel.map(std::path::absolute).transpose()?,
-            shape: Shape { vcpus: args.vcpus, memory: Mib(args.memory), disk: args.disk.map(Mib) },
-            cold: args.cold,
-        }),
-    };
+fn create_request(args: CreateArgs) -> Result<CreateRequest> {
+    let wanted = args.wanted.request()?;
     Ok(CreateRequest {
-        source,
+        source: args.snapshot.map_or(wanted.source, Source::Snapshot),
         env: args.env.into_iter().collect(),
         metadata: args.metadata.into_iter().collect(),
         timeout: args.timeout,
         on_timeout: args.on_timeout.into(),
-        ready_limit: args.boot_timeout,
         bound: false,
+        ..wanted
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::chance::Chance;
 use crate::world::{World, assert_failed, assert_run, eventually, signal, text};
 
 /// How soon a run must notice that its VM is gone. The busy machine of a whole test run gets more than the second that is
@@ -55,18 +56,15 @@ fn root_what_a_killed_run_leaves_the_next_one_removes() {
 #[test]
 fn root_a_run_killed_at_any_moment_of_its_creation_is_cleaned_up() {
     let world = World::new();
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seed = number("WRENN_TEST_SEED").unwrap_or(u64::from(std::process::id()));
-    let soak_rounds = number("WRENN_TEST_ROUNDS");
-    println!("seed {seed} (set WRENN_TEST_SEED to repeat)");
+    let chance = Chance::of_this_run();
     let mut reached: BTreeMap<&str, u32> = BTreeMap::new();
-    for round in 0..soak_rounds.unwrap_or(12) {
+    for round in 0..chance.soak_rounds().unwrap_or(12) {
         let mut child = world.wrenn(&["run", "--", "true"]).spawn().unwrap();
-        std::thread::sleep(Duration::from_micros(random(seed ^ (round + 1)) % 150_000));
+        std::thread::sleep(Duration::from_micros(chance.pick(round + 1, 150_000)));
         signal(child.id(), "KILL");
         child.wait().unwrap();
         *reached.entry(furthest(&world)).or_default() += 1;
-        if soak_rounds.is_some() {
+        if chance.soak_rounds().is_some() {
             assert_run(&world.run(&["echo", "clean"]), 0, "clean\n");
             assert_eq!(world.left_behind(), Vec::<String>::new(), "after round {round}");
         }
@@ -80,14 +78,12 @@ fn root_a_run_killed_at_any_moment_of_its_creation_is_cleaned_up() {
 #[test]
 fn root_a_vmm_killed_at_any_moment_of_a_creation_is_told_and_cleaned_up() {
     let world = World::new();
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seed = number("WRENN_TEST_SEED").unwrap_or(u64::from(std::process::id()));
-    println!("seed {seed} (set WRENN_TEST_SEED to repeat)");
-    for round in 0..number("WRENN_TEST_ROUNDS").unwrap_or(4) {
+    let chance = Chance::of_this_run();
+    for round in 0..chance.soak_rounds().unwrap_or(4) {
         let mut command = world.wrenn(&["run", "--", "sleep", "1000"]);
         let child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
         eventually("a VMM runs", || world.vmm_pid_if_any().is_some());
-        std::thread::sleep(Duration::from_micros(random(seed ^ (round + 1)) % 1_500_000));
+        std::thread::sleep(Duration::from_micros(chance.pick(round + 1, 1_500_000)));
         let vmm = world.vmm_pid_if_any().expect("it sleeps");
         signal(vmm, "KILL");
         let output = crate::world::finish(child);
@@ -107,14 +103,6 @@ fn root_a_template_removed_while_in_use_goes_on_working() {
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert!(text(&output.stdout).trim().parse::<u64>().unwrap() > 100_000);
     world.finish();
-}
-
-/// Xorshift of a spread seed: the same everywhere.
-pub fn random(seed: u64) -> u64 {
-    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    x ^= x << 13;
-    x ^= x >> 7;
-    x ^ (x << 17)
 }
 
 /// The furthest a killed creation had come.

@@ -11,6 +11,7 @@
 
 mod bad_input;
 mod branch;
+mod chance;
 mod confinement;
 mod faults;
 mod guest_faults;
@@ -18,4 +19,5 @@ mod instances;
 mod internet;
 mod life;
 mod run;
+mod small_disk;
 mod world;

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::small_disk::SmallDisk;
+
 /// How long anything that is waited for may take: on a busy machine an emulated host needs 80 s for 100 MB of output.
 pub const LIMIT: Duration = Duration::from_secs(240);
 
@@ -30,8 +32,20 @@ impl Stack {
     }
 }
 
+/// Folders of an instance that are made ahead.
+const IMAGES: [&str; 2] = ["kernels", "templates"];
+
+fn prepared_images() -> PathBuf {
+    let images = std::env::var_os("WRENN_TEST_IMAGES");
+    images
+        .map(PathBuf::from)
+        .expect("WRENN_TEST_IMAGES is not set: run these tests with `cargo xtask test`, which builds the images")
+}
+
 /// One instance, and what was there before it.
 pub struct World {
+    /// The file system that the instance is in, where it has one of its own; unmounted before its image goes.
+    small_disk: Option<SmallDisk>,
     dir: tempfile::TempDir,
     before: Host,
 }
@@ -40,12 +54,22 @@ impl World {
     /// An empty instance with the prepared images.
     pub fn new() -> Self {
         let world = Self::without_images();
-        let images = std::env::var_os("WRENN_TEST_IMAGES")
-            .map(PathBuf::from)
-            .expect("WRENN_TEST_IMAGES is not set: run these tests with `cargo xtask test`, which builds the images");
-        for folder in ["kernels", "templates"] {
-            link_tree(&images.join(folder), &world.dir().join(folder));
+        for folder in IMAGES {
+            link_tree(&prepared_images().join(folder), &world.dir().join(folder));
         }
+        world
+    }
+
+    /// An empty instance in a file system of its own, of `mib` MiB, with the prepared images beside it.
+    pub fn on_small_disk(mib: u64) -> Self {
+        let mut world = Self::without_images();
+        let small_disk = SmallDisk::new(world.dir.path(), mib);
+        for folder in IMAGES {
+            let beside = world.dir.path().join(folder);
+            link_tree(&prepared_images().join(folder), &beside);
+            std::os::unix::fs::symlink(beside, small_disk.path().join(folder)).unwrap();
+        }
+        world.small_disk = Some(small_disk);
         world
     }
 
@@ -53,12 +77,22 @@ impl World {
     pub fn without_images() -> Self {
         // Beside the images, so that they can be hard-linked.
         let dir = tempfile::Builder::new().prefix("e2e-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        Self { dir, before: Host::now() }
+        Self { small_disk: None, dir, before: Host::now() }
     }
 
     /// The instance's folder.
     pub fn dir(&self) -> &Path {
+        self.small_disk.as_ref().map_or(self.dir.path(), SmallDisk::path)
+    }
+
+    /// A folder for what is about the instance and not in it.
+    pub fn beside(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// The file system of [`World::on_small_disk`].
+    pub fn small_disk(&self) -> &SmallDisk {
+        self.small_disk.as_ref().expect("the instance is in a file system of its own")
     }
 
     /// `wrenn` with these arguments, stdin empty, not yet started.
@@ -181,7 +215,9 @@ impl World {
             left.extend(entries(run_dir).into_iter().filter(|path| !is_claim(path)));
             left.extend(entries("/run/wrenn/netns".into()).into_iter().filter(|path| path.contains(&tag)));
             let dir = self.dir().display().to_string();
-            left.extend(Host::now().lines.into_iter().filter(|line| line.contains(&tag) || line.contains(&dir)));
+            let is_own = |line: &String| self.small_disk.as_ref().is_some_and(|disk| disk.is_in(line));
+            let lines = Host::now().lines.into_iter().filter(|line| !is_own(line));
+            left.extend(lines.filter(|line| line.contains(&tag) || line.contains(&dir)));
         }
         left
     }

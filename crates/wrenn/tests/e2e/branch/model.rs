@@ -1,6 +1,6 @@
 //! Random snapshots, forks, rollbacks and removals against a model: nothing that lives is lost, nothing that is dead stays.
 
-use crate::faults::random;
+use crate::chance::Chance;
 use crate::world::World;
 
 /// What somebody knows, in memory and on the disk.
@@ -30,20 +30,17 @@ struct Model<'a> {
 
 #[test]
 fn root_random_branches_at_any_moment_agree_with_the_model() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seed = number("WRENN_TEST_SEED").unwrap_or(u64::from(std::process::id()));
-    println!("seed {seed} (set WRENN_TEST_SEED to repeat)");
-    let steps = if number("WRENN_TEST_ROUNDS").is_some() { 100 } else { 12 };
+    let chance = Chance::of_this_run();
+    let steps = if chance.soak_rounds().is_some() { 100 } else { 12 };
     let world = World::new();
     let agent = world.agent(&[]);
     let id = world.create(&["--memory", "128"]);
     let mut model = Model { world: &world, sandboxes: vec![Sandbox { id, known: 0 }], snapshots: Vec::new() };
     model.write(0, 1);
-    let mut dice = seed;
     for step in 2..steps + 2 {
-        dice = random(dice ^ step);
-        println!("{step}: {} of {:?} and {:?}", dice % 8, model.sandboxes, model.snapshots);
-        model.step(dice % 8, (dice >> 8) as usize, (dice >> 24) as usize, step);
+        let [what, which, other] = [8, 1 << 16, 1 << 16].map(|below| chance.pick(step * 3 + below, below));
+        println!("{step}: {what} of {:?} and {:?}", model.sandboxes, model.snapshots);
+        model.step(what, which as usize, other as usize, step);
     }
     let Model { sandboxes, snapshots, .. } = model;
     for Sandbox { id, known } in &sandboxes {

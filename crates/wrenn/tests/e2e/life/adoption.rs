@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use super::agent::AgentWorld;
 use crate::world::{World, assert_failed, assert_run, finish, text};
 
 /// How soon a new agent must have taken over; a busy machine gets more than the 2 s that are the aim, which the benchmark
@@ -120,8 +121,7 @@ fn root_a_second_agent_is_refused_and_another_instances_agent_is_not() {
 
 #[test]
 fn root_a_run_that_is_killed_takes_its_sandbox_of_the_agent_with_it() {
-    let world = World::new();
-    let agent = world.agent(&[]);
+    let world = AgentWorld::begin(&[]);
     let start = |script: &str| World::start_command(&mut world.run_through_agent(&format!("echo ready; {script}")));
     let running = start("sleep 1000");
     assert_eq!(world.sandbox(&["ls"]).as_array().unwrap().len(), 1);
@@ -140,6 +140,5 @@ fn root_a_run_that_is_killed_takes_its_sandbox_of_the_agent_with_it() {
     let (output, _) = interrupted.finish();
     assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(130), "trapped\n"));
     crate::world::eventually("nothing is left", || world.sandbox(&["ls"]).as_array().unwrap().is_empty());
-    agent.stop();
-    world.finish_agent();
+    world.end();
 }

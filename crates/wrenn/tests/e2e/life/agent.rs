@@ -1,6 +1,7 @@
 //! `wrenn agent` as a process of a test, and what its sandboxes are asked.
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -8,9 +9,46 @@ use serde_json::Value;
 
 use crate::world::{LIMIT, World, eventually, finish, signal, text};
 
+/// An instance with one agent from begin to end; a [`World`] in all else.
+pub struct AgentWorld {
+    world: World,
+    agent: Agent,
+}
+
+impl AgentWorld {
+    /// An empty instance, whose agent is started with these arguments.
+    pub fn begin(args: &[&str]) -> Self {
+        Self::of(World::new(), args)
+    }
+
+    /// In a file system of its own, of `mib` MiB.
+    pub fn on_small_disk(mib: u64) -> Self {
+        Self::of(World::on_small_disk(mib), &[])
+    }
+
+    fn of(world: World, args: &[&str]) -> Self {
+        let agent = world.agent(args);
+        Self { world, agent }
+    }
+
+    /// Ends the agent in order; nothing of the instance may be left then.
+    pub fn end(self) {
+        self.agent.stop();
+        self.world.finish_agent();
+    }
+}
+
+impl std::ops::Deref for AgentWorld {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
 /// An agent that runs.
-pub struct Agent<'a> {
-    world: &'a World,
+pub struct Agent {
+    log: PathBuf,
     child: Child,
     /// How long it took until it answered.
     pub ready_after: Duration,
@@ -18,12 +56,12 @@ pub struct Agent<'a> {
 
 impl World {
     /// Starts the agent of this instance; answers when it answers.
-    pub fn agent(&self, args: &[&str]) -> Agent<'_> {
+    pub fn agent(&self, args: &[&str]) -> Agent {
         let log = File::options().create(true).append(true).open(self.agent_log()).unwrap();
         let begun = Instant::now();
         let mut command = self.wrenn(&[&["-v", "agent"], args].concat());
         let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let mut agent = Agent { world: self, child, ready_after: Duration::ZERO };
+        let mut agent = Agent { log: self.agent_log(), child, ready_after: Duration::ZERO };
         while !self.output(&["sandbox", "ls"]).status.success() {
             let ended = agent.child.try_wait().unwrap();
             assert!(ended.is_none(), "the agent ended early ({ended:?}): {}", self.agent_words());
@@ -34,8 +72,8 @@ impl World {
         agent
     }
 
-    fn agent_log(&self) -> std::path::PathBuf {
-        self.dir().join("agent.log")
+    fn agent_log(&self) -> PathBuf {
+        self.beside().join("agent.log")
     }
 
     /// All that the agents of this instance have said.
@@ -99,7 +137,7 @@ impl World {
     }
 }
 
-impl Agent<'_> {
+impl Agent {
     /// `kill -9`.
     pub fn kill(mut self) {
         signal(self.child.id(), "KILL");
@@ -120,6 +158,7 @@ impl Agent<'_> {
     pub fn stop(self) {
         signal(self.child.id(), "TERM");
         let output = finish(self.child);
-        assert!(output.status.success(), "{:?}: {}", output.status, self.world.agent_words());
+        let words = || std::fs::read_to_string(&self.log).unwrap_or_default();
+        assert!(output.status.success(), "{:?}: {}", output.status, words());
     }
 }

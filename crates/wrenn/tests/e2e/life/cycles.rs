@@ -1,6 +1,6 @@
 //! Many pauses under a load: what a guest computes is what it would have computed without them.
 
-use crate::world::World;
+use super::agent::AgentWorld;
 
 /// How often one of the two is paused; in an emulated host, where each takes many times as long, less often but in a soak.
 fn cycles() -> u64 {
@@ -26,8 +26,7 @@ done
 
 #[test]
 fn root_pauses_at_any_moment_change_nothing_of_what_a_guest_computes() {
-    let world = World::new();
-    let agent = world.agent(&[]);
+    let world = AgentWorld::begin(&[]);
     let (paused, twin) = (world.create(&["--memory", "128"]), world.create(&["--memory", "128"]));
     for id in [&paused, &twin] {
         world.detach(id, LOAD);
@@ -50,6 +49,5 @@ fn root_pauses_at_any_moment_change_nothing_of_what_a_guest_computes() {
     assert!(common > 5, "{} and {} lines", a.len(), b.len());
     assert_eq!(a[..common], b[..common]);
     world.sandbox(&["rm", &paused, &twin]);
-    agent.stop();
-    world.finish_agent();
+    world.end();
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::agent::AgentWorld;
 use crate::world::{World, assert_failed};
 
 /// Where the kept files of a sandbox at rest are.
@@ -29,8 +30,7 @@ fn first_data(file: &fs::File) -> u64 {
 
 #[test]
 fn root_a_damaged_file_is_refused_by_name_and_nothing_else_is_affected() {
-    let world = World::new();
-    let agent = world.agent(&[]);
+    let world = AgentWorld::begin(&[]);
     let (id, other) = (world.create(&[]), world.create(&[]));
     world.sh(&id, "echo known > /dev/shm/file; dd if=/dev/urandom of=/root/blob bs=1k count=200 2>/dev/null; sync");
     world.sandbox(&["pause", &id]);
@@ -56,8 +56,7 @@ fn root_a_damaged_file_is_refused_by_name_and_nothing_else_is_affected() {
     world.sandbox(&["resume", &id]);
     assert_eq!(world.sh(&id, "cat /dev/shm/file"), "known\n");
     world.sandbox(&["rm", &id, &other]);
-    agent.stop();
-    world.finish_agent();
+    world.end();
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::chance::Chance;
 use crate::world::{World, text};
 
 const AGENT: &str = "kill-agent";
@@ -68,14 +69,12 @@ pub const FAULTS: [&str; 5] = [AGENT, "kill-vmm", "kill-shim", "fail", "full"];
 
 /// The matrix of an operation: all of it in a soak, else some cells that a seed chooses, an agent's death among them.
 pub fn cells(operation: &Operation, faults: &[&'static str]) -> Vec<(&'static str, &'static str)> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let all: Vec<_> = faults.iter().flat_map(|fault| operation.steps.iter().map(move |step| (*step, *fault))).collect();
-    if number("WRENN_TEST_ROUNDS").is_some() {
+    let chance = Chance::of_this_run();
+    if chance.soak_rounds().is_some() {
         return all;
     }
-    let seed = number("WRENN_TEST_SEED").unwrap_or(u64::from(std::process::id()));
-    println!("seed {seed} (set WRENN_TEST_SEED to repeat)");
-    let pick = |salt: u64, among: usize| (crate::faults::random(seed ^ salt) % among as u64) as usize;
+    let pick = |salt: u64, among: usize| chance.pick(salt, among as u64) as usize;
     let deaths: Vec<_> = all.iter().copied().filter(|(_, fault)| *fault == AGENT).collect();
     vec![deaths[pick(1, deaths.len())], deaths[pick(2, deaths.len())], all[pick(3, all.len())]]
 }

@@ -4,6 +4,7 @@ mod adoption;
 mod agent;
 mod cycles;
 pub mod damage;
+mod full;
 pub mod kill;
 mod model;
 mod on_demand;

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
+use crate::chance::Chance;
 use crate::world::{World, assert_failed, text};
 
 /// What is done next; to the sandbox of this index, where there is one.
@@ -51,13 +52,11 @@ fn wishes() -> impl Strategy<Value = Vec<Wish>> {
 
 #[test]
 fn root_random_wishes_at_any_moment_agree_with_the_model() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
-    let seed = number("WRENN_TEST_SEED").unwrap_or(std::process::id());
-    println!("seed {seed} (set WRENN_TEST_SEED to repeat)");
+    let chance = Chance::of_this_run();
     let mut bytes = [0; 32];
-    bytes[..4].copy_from_slice(&seed.to_le_bytes());
+    bytes[..8].copy_from_slice(&chance.seed().to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let cases = number("WRENN_TEST_ROUNDS").map_or(1, |rounds| rounds.min(20));
+    let cases = chance.soak_rounds().map_or(1, |rounds| rounds.min(20) as u32);
     // Real VMs are not shrunk: the seed repeats what was found.
     let config = Config { cases, max_shrink_iters: 0, failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, rng);

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use super::agent::AgentWorld;
 use crate::world::{World, assert_failed, text};
 
 #[test]
 fn root_a_pause_keeps_memory_disk_and_processes() {
-    let world = World::new();
-    let agent = world.agent(&[]);
+    let world = AgentWorld::begin(&[]);
     let id = world.create(&["--metadata", "purpose=test", "--env", "GREETING=hello"]);
     world.sh(&id, "echo on-disk > /root/file; echo in-memory > /dev/shm/file; mkdir -p /etc/wrenn/resume.d");
     world.sh(&id, "printf '#!/bin/sh\\necho $WRENN_SANDBOX_ID >> /root/hooks\\n' > /etc/wrenn/resume.d/10-note; chmod +x /etc/wrenn/resume.d/10-note");
@@ -39,8 +39,7 @@ fn root_a_pause_keeps_memory_disk_and_processes() {
 
     world.sandbox(&["rm", &id]);
     assert_eq!(world.state(&id), "gone");
-    agent.stop();
-    world.finish_agent();
+    world.end();
 }
 
 /// Unix time in nanoseconds, of the host, or of a time as `stat` prints it.
@@ -56,8 +55,7 @@ fn root_the_clock_is_right_before_users_go_on() {
     const OFF_AT_MOST_NS: i128 = 50_000_000;
     /// Of a file's times.
     const GRAIN_NS: i128 = 10_000_000;
-    let world = World::new();
-    let agent = world.agent(&[]);
+    let world = AgentWorld::begin(&[]);
     let id = world.create(&[]);
     world.sh(
         &id,
@@ -80,14 +78,12 @@ fn root_the_clock_is_right_before_users_go_on() {
         assert!((before - off..after + off).contains(&seen), "{step}: {before} .. {seen} .. {after}");
     }
     world.sandbox(&["rm", &id]);
-    agent.stop();
-    world.finish_agent();
+    world.end();
 }
 
 #[test]
 fn root_a_hook_that_fails_keeps_the_sandbox_paused() {
-    let world = World::new();
-    let agent = world.agent(&[]);
+    let world = AgentWorld::begin(&[]);
     let id = world.create(&[]);
     world.sh(&id, "mkdir -p /etc/wrenn/resume.d; printf '#!/bin/sh\\n[ -e /root/ok ] || { echo not yet >&2; exit 7; }\\n' > /etc/wrenn/resume.d/50-check; chmod +x /etc/wrenn/resume.d/50-check");
     world.sandbox(&["pause", &id]);
@@ -97,14 +93,12 @@ fn root_a_hook_that_fails_keeps_the_sandbox_paused() {
         assert_eq!(world.pids(&id), [] as [u32; 0], "nothing of the failed resume is left");
     }
     world.sandbox(&["rm", &id]);
-    agent.stop();
-    world.finish_agent();
+    world.end();
 }
 
 #[test]
 fn root_a_disk_only_pause_keeps_the_disk_and_boots_again() {
-    let world = World::new();
-    let agent = world.agent(&[]);
+    let world = AgentWorld::begin(&[]);
     let id = world.create(&["--disk", "128"]);
     world.sh(&id, "echo kept > /root/file; echo lost > /dev/shm/file");
     let boot_id = world.sh(&id, "cat /proc/sys/kernel/random/boot_id");
@@ -116,14 +110,12 @@ fn root_a_disk_only_pause_keeps_the_disk_and_boots_again() {
         assert_ne!(world.sh(&id, "cat /proc/sys/kernel/random/boot_id"), boot_id);
     }
     world.sandbox(&["rm", &id]);
-    agent.stop();
-    world.finish_agent();
+    world.end();
 }
 
 #[test]
 fn root_a_vm_that_ends_leaves_a_sandbox_that_boots_again() {
-    let world = World::new();
-    let agent = world.agent(&[]);
+    let world = AgentWorld::begin(&[]);
     let id = world.create(&[]);
     world.sh(&id, "echo kept > /root/file; sync");
     crate::world::signal(world.vmm_pid(), "KILL");
@@ -140,14 +132,12 @@ fn root_a_vm_that_ends_leaves_a_sandbox_that_boots_again() {
     world.sandbox(&["resume", &id]);
     assert_eq!(world.sh(&id, "cat /root/file"), "kept\n");
     world.sandbox(&["rm", &id]);
-    agent.stop();
-    world.finish_agent();
+    world.end();
 }
 
 #[test]
 fn root_a_command_that_runs_across_a_pause_loses_nothing() {
-    let world = World::new();
-    let agent = world.agent(&[]);
+    let world = AgentWorld::begin(&[]);
     let id = world.create(&[]);
     // A pipe between two processes, and a connection within the guest, live on as well.
     let script = "nc -l -p 7777 -e sh -c 'while read n; do echo got $n; done' & sleep 0.3; \
@@ -169,14 +159,12 @@ fn root_a_command_that_runs_across_a_pause_loses_nothing() {
     let wanted: String = (1..=60).map(|n| format!("got {n}\n")).collect();
     assert_eq!(text(&output.stdout), wanted, "{}", text(&output.stderr));
     world.sandbox(&["rm", &id]);
-    agent.stop();
-    world.finish_agent();
+    world.end();
 }
 
 #[test]
 fn root_time_is_up_and_what_happens_then() {
-    let world = World::new();
-    let agent = world.agent(&[]);
+    let world = AgentWorld::begin(&[]);
     let id = world.create(&["--timeout", "2s", "--on-timeout", "pause"]);
     world.await_state(&id, "paused");
     let resumed = world.sandbox(&["resume", &id]);
@@ -187,14 +175,12 @@ fn root_time_is_up_and_what_happens_then() {
     assert_eq!(world.state(&id), "running");
     world.sandbox(&["timeout", &id, "1s", "--on-timeout", "destroy"]);
     world.await_state(&id, "gone");
-    agent.stop();
-    world.finish_agent();
+    world.end();
 }
 
 #[test]
 fn root_memory_that_the_host_does_not_have_is_refused_beforehand() {
-    let world = World::new();
-    let agent = world.agent(&["--memory", "460"]);
+    let world = AgentWorld::begin(&["--memory", "460"]);
     let first = world.create(&["--memory", "128"]);
     let second = world.create(&["--memory", "128"]);
     let refused = world.try_sandbox(&["create", "--memory", "128"]);
@@ -206,8 +192,7 @@ fn root_memory_that_the_host_does_not_have_is_refused_beforehand() {
     world.sandbox(&["rm", &third]);
     world.sandbox(&["resume", &first]);
     world.sandbox(&["rm", &first, &second]);
-    agent.stop();
-    world.finish_agent();
+    world.end();
 }
 
 #[test]

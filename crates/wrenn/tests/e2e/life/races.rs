@@ -3,6 +3,7 @@
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use super::agent::AgentWorld;
 use crate::world::{World, finish, text};
 
 fn begin(world: &World, args: &[&str]) -> Child {
@@ -11,8 +12,7 @@ fn begin(world: &World, args: &[&str]) -> Child {
 
 #[test]
 fn root_wishes_that_cross_each_other_end_in_one_order_or_the_other() {
-    let world = World::new();
-    let agent = world.agent(&[]);
+    let world = AgentWorld::begin(&[]);
     let id = world.create(&[]);
 
     // Two resumes at once: one comes first.
@@ -53,6 +53,5 @@ fn root_wishes_that_cross_each_other_end_in_one_order_or_the_other() {
     let created = finish(creating);
     assert!(!created.status.success(), "{created:?}");
     assert_eq!(world.state(&id), "gone");
-    agent.stop();
-    world.finish_agent();
+    world.end();
 }
