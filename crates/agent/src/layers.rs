@@ -135,10 +135,7 @@ impl Share {
     /// Both.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
-        Self {
-            own_bytes: self.own_bytes + other.own_bytes,
-            shared_bytes: self.shared_bytes + other.shared_bytes,
-        }
+        Self { own_bytes: self.own_bytes + other.own_bytes, shared_bytes: self.shared_bytes + other.shared_bytes }
     }
 }
 

@@ -232,7 +232,9 @@ pub enum ManifestError {
         source: SealError,
     },
     /// Another version of wrenn wrote it.
-    #[error("the manifest {path} has version {found}; this wrenn reads versions up to {FORMAT}, use the one that wrote it")]
+    #[error(
+        "the manifest {path} has version {found}; this wrenn reads versions up to {FORMAT}, use the one that wrote it"
+    )]
     Version {
         /// The manifest.
         path: PathBuf,

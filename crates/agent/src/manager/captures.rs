@@ -19,9 +19,7 @@ use super::Manager;
 use super::actor::Request;
 use crate::faults::Step;
 use crate::generation::Generation;
-use crate::host_agent::{
-    AgentError, Changed, Code, ForkRequest, Forked, SnapshotRequest, SnapshotView, Snapshotted,
-};
+use crate::host_agent::{AgentError, Changed, Code, ForkRequest, Forked, SnapshotRequest, SnapshotView, Snapshotted};
 use crate::instance::random_bytes;
 use crate::sandbox::{self, Owner, Timing, Wishes, blocking};
 use crate::snapshot::{Record, SnapshotError, Stored, Unfinished};

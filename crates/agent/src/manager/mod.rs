@@ -34,7 +34,8 @@ use self::seats::Seats;
 use crate::host::Host;
 use crate::host_agent::{
     AgentError, Bond, Changed, Code, CreateRequest, Created, ForkRequest, Forked, Fresh, HostAgent, PauseOptions,
-    ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source, Stat, TemplateView, Timeout, Tunnel, View, Warmed,
+    ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source, Stat, TemplateView, Timeout, Tunnel, View,
+    Warmed,
 };
 use crate::instance::{InstanceError, io_error};
 use crate::lock::Lock;
@@ -117,7 +118,13 @@ impl Manager {
         let lock = Lock::try_acquire(&path).map_err(io_error("lock", &path))?;
         let lock = lock.ok_or_else(|| StartError::Runs { dir: host.instance.dir().to_owned() })?;
         let seats = Arc::new(Seats::new(memory.unwrap_or_else(|| seats::most(host.memory))));
-        let shared = Shared { host: Arc::clone(&host), sandboxes: Mutex::default(), seats, naming: Mutex::default(), _lock: lock };
+        let shared = Shared {
+            host: Arc::clone(&host),
+            sandboxes: Mutex::default(),
+            seats,
+            naming: Mutex::default(),
+            _lock: lock,
+        };
         let manager = Self { shared: Arc::new(shared) };
         manager.adopt_all().await?;
         reconcile::sweep(&host).await?;

@@ -94,7 +94,8 @@ impl Manager {
         let views = self.shared.sandboxes().values().map(|handle| handle.view.borrow().clone()).collect::<Vec<_>>();
         let sandboxes = views.iter().filter(|view| view.template == id).map(|view| format!("the sandbox {}", view.id));
         let snapshots = host.snapshots.records().into_iter().filter(|(_, record)| record.template == id);
-        let snapshots = snapshots.map(|(_, record)| format!("the snapshot {}", record.name.unwrap_or(record.id.to_string())));
+        let snapshots =
+            snapshots.map(|(_, record)| format!("the snapshot {}", record.name.unwrap_or(record.id.to_string())));
         Ok(sandboxes.chain(snapshots).collect())
     }
 

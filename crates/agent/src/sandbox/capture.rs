@@ -54,12 +54,8 @@ pub(crate) async fn capture(sandbox: &mut Sandbox, stored: &Stored) -> Result<(S
         return Err(Uncaptured::GoesOn(PauseError::NoRoom));
     }
     let mut watch = Stopwatch::default();
-    let mut vm = Vm {
-        parts: &mut sandbox.parts,
-        machine: &mut *sandbox.machine,
-        envd: &sandbox.envd,
-        users: Users::Any,
-    };
+    let mut vm =
+        Vm { parts: &mut sandbox.parts, machine: &mut *sandbox.machine, envd: &sandbox.envd, users: Users::Any };
     let subject = vm.capture(stored, &mut watch).await?;
     Ok((subject, watch.into_timings()))
 }

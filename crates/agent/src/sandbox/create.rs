@@ -195,12 +195,7 @@ impl CreateRequest {
     }
 }
 
-fn begin_fresh(
-    host: &Arc<Host>,
-    fresh: &Fresh,
-    request: &CreateRequest,
-    owner: Owner,
-) -> Result<Begun, CreateError> {
+fn begin_fresh(host: &Arc<Host>, fresh: &Fresh, request: &CreateRequest, owner: Owner) -> Result<Begun, CreateError> {
     let mut watch = Stopwatch::default();
     let template = host.images.template(&fresh.template)?;
     let kernel = host.images.kernel(fresh.kernel.as_deref())?;
@@ -238,12 +233,7 @@ pub(crate) fn warm_key(
 }
 
 /// Begins one that goes on from what was captured.
-pub fn begin_from(
-    host: &Arc<Host>,
-    stored: &Stored,
-    wishes: &Wishes,
-    owner: Owner,
-) -> Result<Begun, CreateError> {
+pub fn begin_from(host: &Arc<Host>, stored: &Stored, wishes: &Wishes, owner: Owner) -> Result<Begun, CreateError> {
     let mut watch = Stopwatch::default();
     let (record, captured) = (stored.record()?, Generation::read(&stored.generation()).map_err(SnapshotError::from)?);
     let template = host.images.template(&record.template)?;

@@ -284,7 +284,8 @@ impl Parts {
             self.layers().keep_only(layers);
         }
         // The disk of the generation whose memory is in use was copied, or is a layer by now.
-        if let (State::Running, Some(MemoryBase::Generation(number))) = (&self.manifest.state, self.manifest.memory_base)
+        if let (State::Running, Some(MemoryBase::Generation(number))) =
+            (&self.manifest.state, self.manifest.memory_base)
         {
             generations.folder(number).remove_disk();
         }

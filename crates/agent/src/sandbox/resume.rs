@@ -232,11 +232,7 @@ impl Source {
 }
 
 /// A generation that runs on this host, and all of which is as it was written.
-pub(super) async fn check_generation(
-    host: &Arc<Host>,
-    parts: &Parts,
-    number: Number,
-) -> Result<Back, ResumeError> {
+pub(super) async fn check_generation(host: &Arc<Host>, parts: &Parts, number: Number) -> Result<Back, ResumeError> {
     let generations = parts.generations();
     let folder = generations.folder(number);
     let description = Generation::read(&folder)?;

@@ -92,7 +92,8 @@ pub struct Subject {
 impl Subject {
     /// What was said of another one.
     pub fn of(record: &Record) -> Self {
-        let Record { sandbox, template, disk_mib, env, metadata, timeout_ms, on_timeout, nonces_below, .. } = record.clone();
+        let Record { sandbox, template, disk_mib, env, metadata, timeout_ms, on_timeout, nonces_below, .. } =
+            record.clone();
         Self { sandbox, template, disk_mib, env, metadata, timeout_ms, on_timeout, nonces_below }
     }
 }

@@ -29,7 +29,11 @@ impl Snapshots {
     pub fn find(&self, name_or_id: &str) -> Result<Stored, SnapshotError> {
         if let Ok(id) = name_or_id.parse::<SnapshotId>() {
             let stored = self.0.at(id.as_str());
-            return if stored.path().exists() { Ok(stored) } else { Err(SnapshotError::Unknown(name_or_id.to_owned())) };
+            return if stored.path().exists() {
+                Ok(stored)
+            } else {
+                Err(SnapshotError::Unknown(name_or_id.to_owned()))
+            };
         }
         let named = self.records().into_iter().find(|(_, record)| record.name.as_deref() == Some(name_or_id));
         named.map(|(stored, _)| stored).ok_or_else(|| SnapshotError::Unknown(name_or_id.to_owned()))

@@ -320,7 +320,11 @@ pub fn check_free(places: &Places, name: &str) -> Result<(), TemplateError> {
         return Err(TemplateError::BadName(name.chars().take(100).collect()));
     }
     let is_taken = read_names(places)?.contains_key(name) || Recipe::from_str(name).is_ok();
-    if is_taken || read_manifest(places, name)?.is_some() { Err(TemplateError::NameTaken(name.to_owned())) } else { Ok(()) }
+    if is_taken || read_manifest(places, name)?.is_some() {
+        Err(TemplateError::NameTaken(name.to_owned()))
+    } else {
+        Ok(())
+    }
 }
 
 /// A template whose image `write` makes, under a name that is free. Its id follows from the image's content.

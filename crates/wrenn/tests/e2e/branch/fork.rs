@@ -6,7 +6,8 @@ use std::process::Stdio;
 use crate::world::{World, assert_failed, eventually, finish};
 
 /// What must differ in each guest, a line each.
-const WHO: &str = "hostname; cat /etc/machine-id; cat /proc/sys/kernel/random/boot_id; head -c 32 /dev/urandom | sha256sum";
+const WHO: &str =
+    "hostname; cat /etc/machine-id; cat /proc/sys/kernel/random/boot_id; head -c 32 /dev/urandom | sha256sum";
 
 /// How many; a soak makes so many that chance would show.
 fn forks() -> usize {
@@ -25,7 +26,10 @@ fn root_every_fork_at_any_moment_is_somebody_else_and_knows_all() {
     let parent = world.create(&["--memory", "128"]);
     world.sh(&parent, "echo kept > /root/file; echo kept > /dev/shm/file");
     // One that sleeps through the fork and draws its random number only afterwards.
-    world.detach(&parent, "while [ ! -e /dev/shm/go ]; do sleep 0.1; done; head -c 32 /dev/urandom | sha256sum > /root/drawn");
+    world.detach(
+        &parent,
+        "while [ ! -e /dev/shm/go ]; do sleep 0.1; done; head -c 32 /dev/urandom | sha256sum > /root/drawn",
+    );
     let children = world.fork(&parent, forks());
     assert_eq!(world.sh(&parent, "cat /root/file /dev/shm/file"), "kept\nkept\n");
 
@@ -33,7 +37,8 @@ fn root_every_fork_at_any_moment_is_somebody_else_and_knows_all() {
     for id in children.iter().chain([&parent]) {
         assert_eq!(world.sh(id, "cat /root/file /dev/shm/file; touch /dev/shm/go"), "kept\nkept\n");
         eventually("it draws", || world.exec(id, "test -s /root/drawn").status.success());
-        let mut lines: Vec<String> = world.sh(id, &format!("{WHO}; cat /root/drawn")).lines().map(str::to_owned).collect();
+        let mut lines: Vec<String> =
+            world.sh(id, &format!("{WHO}; cat /root/drawn")).lines().map(str::to_owned).collect();
         lines.push(world.sandbox(&["get", id])["access_token"].to_string());
         assert_eq!(lines.len(), seen.len(), "{lines:?}");
         for (seen, line) in seen.iter_mut().zip(lines) {
@@ -46,7 +51,11 @@ fn root_every_fork_at_any_moment_is_somebody_else_and_knows_all() {
     assert_eq!(world.sh(&children[1], "cat /root/file /dev/shm/file"), "kept\nkept\n");
     world.remove(&children);
     world.remove(&[parent]);
-    assert_eq!(std::fs::read_dir(world.dir().join("snapshots")).map_or(0, Iterator::count), 0, "nothing of the capture");
+    assert_eq!(
+        std::fs::read_dir(world.dir().join("snapshots")).map_or(0, Iterator::count),
+        0,
+        "nothing of the capture"
+    );
     agent.stop();
     world.finish_agent();
 }
@@ -86,7 +95,8 @@ fn root_forks_cross_pauses_and_removals_in_one_order_or_the_other() {
     let begin = |args: &[&str]| world.wrenn(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
 
     // Forked while it is paused.
-    let (pausing, forking) = (begin(&["sandbox", "pause", &parent]), begin(&["sandbox", "fork", &parent, "--count", "2"]));
+    let (pausing, forking) =
+        (begin(&["sandbox", "pause", &parent]), begin(&["sandbox", "fork", &parent, "--count", "2"]));
     assert!(finish(pausing).status.success());
     let forked = finish(forking);
     assert!(forked.status.success(), "a sandbox can be forked before and after its pause: {forked:?}");

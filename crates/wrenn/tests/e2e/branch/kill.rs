@@ -16,10 +16,8 @@ const CAPTURE: Operation = Operation {
         "capture-done",
     ],
 };
-const ROLLBACK: Operation = Operation {
-    name: "rollback",
-    steps: &["rollback-placed", "rollback-decided", "rollback-ended", "rollback-done"],
-};
+const ROLLBACK: Operation =
+    Operation { name: "rollback", steps: &["rollback-placed", "rollback-decided", "rollback-ended", "rollback-done"] };
 const CREATE: Operation = Operation {
     name: "create",
     steps: &[
@@ -138,7 +136,8 @@ fn root_a_fault_at_any_moment_of_a_fork_leaves_the_parent_and_forks_or_nothing()
         }
         let left = std::fs::read_dir(world.dir().join("snapshots")).map_or(0, Iterator::count);
         assert_eq!(left, 0, "{cell:?}: half a capture stays");
-        outcomes.insert(cell, format!("{} then {state}, {} forks", if done { "done" } else { "failed" }, children.len()));
+        outcomes
+            .insert(cell, format!("{} then {state}, {} forks", if done { "done" } else { "failed" }, children.len()));
         agent.stop();
     }
     report(&outcomes);

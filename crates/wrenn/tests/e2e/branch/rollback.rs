@@ -38,7 +38,10 @@ fn root_a_rollback_takes_a_sandbox_back_with_all_that_it_was() {
 
     // Only its own; and what cannot be used is refused before anything is given up.
     let other = world.create(&["--snapshot", "before"]);
-    assert_failed(&world.output(&["sandbox", "rollback", &other, "before"]), &["is of the sandbox", "--snapshot before"]);
+    assert_failed(
+        &world.output(&["sandbox", "rollback", &other, "before"]),
+        &["is of the sandbox", "--snapshot before"],
+    );
     world.remove(&[other]);
     world.sh(&id, "echo going on > /dev/shm/file");
     let damaged = world.snapshot(&id, "damaged");

@@ -19,7 +19,10 @@ fn root_a_template_from_a_snapshot_starts_warm_with_what_was_there() {
         let created = world.sandbox(&[&["create", "--template", "mine", "--memory", "128"], args].concat());
         assert_eq!(created["start"], wanted);
         let child = created["id"].as_str().unwrap().to_owned();
-        assert_eq!(world.sh(&child, "cat /root/file; cat /dev/shm/file 2> /dev/null; true"), format!("prepared\n{memory}"));
+        assert_eq!(
+            world.sh(&child, "cat /root/file; cat /dev/shm/file 2> /dev/null; true"),
+            format!("prepared\n{memory}")
+        );
         assert_eq!(world.sh(&child, "sha256sum /root/big"), sum);
         world.sandbox(&["pause", &child]);
         world.sandbox(&["resume", &child]);

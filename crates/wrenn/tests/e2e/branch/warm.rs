@@ -62,7 +62,8 @@ fn root_a_damaged_warm_image_is_made_anew() {
     };
     assert_eq!(run("one").0, "cold");
     assert_eq!(run("two").0, "warm");
-    let images: Vec<_> = std::fs::read_dir(world.dir().join("warm")).unwrap().flatten().map(|entry| entry.path()).collect();
+    let images: Vec<_> =
+        std::fs::read_dir(world.dir().join("warm")).unwrap().flatten().map(|entry| entry.path()).collect();
     let image = images.iter().find(|path| path.is_dir()).unwrap();
     crate::life::damage::flip(&image.join("generation/memory/memory"));
     let (start, words) = run("three");
