@@ -299,9 +299,9 @@ mod tests {
         assert_eq!((wanted.boot_timeout, create.json), (Duration::from_secs(120), true));
         let SandboxVerb::Create(create) = sandbox("create") else { panic!("not create") };
         assert_eq!((create.timeout, create.on_timeout), (None, AtTimeout::Destroy));
-        assert_eq!((create.snapshot, create.cold), (None, false));
+        assert_eq!((create.snapshot, create.wanted.cold), (None, false));
         let SandboxVerb::Create(create) = sandbox("create --cold") else { panic!("not create") };
-        assert!(create.cold);
+        assert!(create.wanted.cold);
     }
 
     #[test]
