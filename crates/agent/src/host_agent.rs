@@ -554,7 +554,7 @@ pub trait HostAgent: Send + Sync {
     /// Makes a warm image, if it is not there yet: boots a template once, and captures the VM when its guest is ready.
     async fn warm(&self, fresh: Fresh, ready_limit: Duration) -> Result<Warmed, AgentError>;
 
-    /// Removes a template, by its name or id, with its warm images. Sandboxes on it keep it until they are gone.
+    /// Removes a template, by its name or id, with its warm images. One that sandboxes or snapshots stand on is not removed.
     async fn remove_template(&self, template: &str) -> Result<TemplateView, AgentError>;
 
     /// A new template from a snapshot: its disk as one image, and its memory, so that sandboxes start warm.

@@ -14,6 +14,7 @@ use wrenn_engine::vmm::{Machine, Then};
 
 use super::parts::blocking;
 use super::pause::{self, Kept, PauseError, sync_file};
+use super::resume;
 use super::rise::host_key;
 use super::{Parts, Sandbox, Stopwatch, Timing};
 use crate::envd_client::EnvdClient;
@@ -106,6 +107,7 @@ impl Vm<'_> {
     async fn go_on(&mut self) -> Result<(), PauseError> {
         self.machine.thaw().await?;
         if self.users == Users::Any {
+            resume::right_clock(self.parts, self.envd).await;
             self.envd.thaw(host_key(self.parts)).await?;
         }
         Ok(self.parts.reached(Step::CaptureThawed)?)

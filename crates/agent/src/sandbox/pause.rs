@@ -20,6 +20,7 @@ use wrenn_engine::storage::StorageError;
 use wrenn_engine::vmm::{Captured, GuestCpu, Machine, Then, VmmError};
 
 use super::parts::{TakeDownError, blocking};
+use super::resume;
 use super::rise::host_key;
 use super::{Parts, Sandbox, Stopwatch};
 use crate::durable;
@@ -295,6 +296,7 @@ pub(super) async fn go_on(parts: &mut Parts, machine: &mut dyn Machine, envd: &E
         parts.note(State::Running)?;
     }
     machine.thaw().await?;
+    resume::right_clock(parts, envd).await;
     envd.fs_thaw(host_key(parts)).await?;
     envd.thaw(host_key(parts)).await?;
     // A crash before this is durable has the next agent do all of it again, which changes nothing.

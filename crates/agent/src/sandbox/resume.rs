@@ -25,7 +25,7 @@ use super::parts::{TakeDownError, blocking};
 use super::pause::{PauseError, settle_memory};
 use super::rise::{DiskFrom, Rise, Risen, Steps, VmFrom, host_key, while_it_runs};
 use super::{Parts, Sandbox, Stopwatch};
-use crate::envd_client::{EnvdError, HostKey, HostLine, Identity, Resumed};
+use crate::envd_client::{EnvdClient, EnvdError, HostKey, HostLine, Identity, Resumed};
 use crate::faults::{Injected, Step};
 use crate::generation::{Folder, Generation, GenerationError, Number, Offer};
 use crate::host::Host;
@@ -38,6 +38,8 @@ use crate::manifest::{LiveDisk, ManifestError, State};
 const CLOCK_WITHIN: Duration = Duration::from_millis(50);
 /// How long that may take beyond the one call that mostly does.
 const CLOCK_LIMIT: Duration = Duration::from_secs(10);
+/// How long setting it may take where a guest goes on in any case.
+const RIGHT_CLOCK_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why a sandbox did not come back.
 #[derive(Debug, thiserror::Error)]
@@ -172,6 +174,19 @@ async fn bring_back(
         watch.lap("thaw users");
     }
     Ok(risen)
+}
+
+/// Sets the clock of a guest whose CPUs stood still for a moment, and its clock with them. One that cannot be set is no reason
+/// not to go on.
+pub(super) async fn right_clock(parts: &Parts, envd: &EnvdClient) {
+    let right = async {
+        let mut line = envd.reach(RIGHT_CLOCK_LIMIT).await?;
+        line.set_clock(host_key(parts), CLOCK_WITHIN, RIGHT_CLOCK_LIMIT).await
+    };
+    if let Err(error) = right.await {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(sandbox = %parts.manifest.id, error, "the clock of a guest that stood still may be behind");
+    }
 }
 
 /// Lets the users of a guest that was restored go on.

@@ -27,7 +27,7 @@ pub enum TemplateVerb {
     },
     /// Boot a template once, and keep what is ready then, so that later sandboxes of this size start from it.
     Warm(WarmArgs),
-    /// Remove templates with their warm images. Sandboxes on them keep them until they are gone.
+    /// Remove templates with their warm images; not while sandboxes or snapshots stand on them.
     Rm {
         /// Which templates, by name or id.
         #[arg(required = true, value_name = "NAME")]

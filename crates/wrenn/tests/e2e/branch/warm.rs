@@ -18,8 +18,8 @@ fn root_the_second_sandbox_of_a_kind_starts_warm_and_another_kind_cold() {
         (&[], "warm"),
         (&["--env", "A=b"], "warm"),
         (&["--cold"], "cold"),
-        (&["--cpus", "2"], "cold"),
-        (&["--cpus", "2"], "warm"),
+        (&["--vcpus", "2"], "cold"),
+        (&["--vcpus", "2"], "warm"),
     ] {
         let (start, id) = start(args);
         assert_eq!(start, wanted, "{args:?}: {}", world.agent_words());
@@ -34,7 +34,7 @@ fn root_the_second_sandbox_of_a_kind_starts_warm_and_another_kind_cold() {
         }
     }
     let templates = world.json(&["template", "ls"]);
-    let minimal = templates.as_array().unwrap().iter().find(|template| template["name"] == "minimal").unwrap();
+    let minimal = templates["templates"].as_array().unwrap().iter().find(|template| template["name"] == "minimal").unwrap();
     assert_eq!(minimal["warm"].as_array().unwrap().len(), 2, "{minimal}");
     // One that starts warm is a sandbox like any other.
     world.sandbox(&["pause", &ids[1]]);
@@ -47,7 +47,7 @@ fn root_the_second_sandbox_of_a_kind_starts_warm_and_another_kind_cold() {
     let ran = world.output(&["run", "--memory", "128", "--json", "--", "hostname"]);
     let ran: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
     assert_eq!((&ran["start"], &ran["exit_code"]), (&"warm".into(), &0.into()), "{ran}");
-    assert_eq!(ran["stdout"].as_str().unwrap().trim(), ran["id"]);
+    assert_eq!(ran["stdout"]["text"].as_str().unwrap().trim(), ran["id"]);
     world.finish_agent();
 }
 
@@ -57,7 +57,7 @@ fn root_a_damaged_warm_image_is_made_anew() {
     let run = |word: &str| {
         let ran = world.output(&["run", "--memory", "128", "--json", "--", "echo", word]);
         let json: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
-        assert_eq!(json["stdout"].as_str().unwrap().trim(), word);
+        assert_eq!(json["stdout"]["text"].as_str().unwrap().trim(), word);
         (json["start"].as_str().unwrap().to_owned(), text(&ran.stderr))
     };
     assert_eq!(run("one").0, "cold");
