@@ -8,8 +8,9 @@
 //! `offset`, the distance of the middles, give or take half of the round trip. /clock answers at once: there both are one
 //! moment.
 //!
-//! A guest that was paused is behind by the time it slept. It is stepped by what was measured until it is close enough for
-//! sure, which takes more than one try on a busy host only.
+//! A guest that was paused is behind by the time it slept. It is measured until one round trip was short enough to be sure,
+//! and stepped by what that said: a step is exact, so what it leaves is half of that round trip. On a busy host most round
+//! trips are long; one of many is not.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,8 +20,6 @@ use wrenn_proto::envd::host_calls::{Clock, ClockAnswer};
 use super::EnvdError;
 use super::host_call::{CLOCK, HostKey, HostLine, parsed};
 
-/// Times that it is measured, and stepped, before we give up.
-const TRIES_MAX: usize = 20;
 /// Between two tries: what disturbed the last one may be over.
 const TRY_GAP: Duration = Duration::from_millis(10);
 
@@ -85,36 +84,44 @@ impl HostLine {
         limit: Duration,
     ) -> Result<ClockReading, EnvdError> {
         let mut best = None;
-        let reached = timeout(limit, self.approach(host, within, &mut best)).await;
-        match (reached, best) {
-            (Ok(Ok(true)), Some(reading)) => Ok(reading),
-            (Ok(Err(error)), _) => Err(error),
-            (Ok(Ok(_)) | Err(_), Some(best)) => Err(EnvdError::ClockOff { within, best }),
-            (Ok(Ok(_)) | Err(_), None) => Err(EnvdError::Deadline { call: CLOCK.name, limit }),
+        match timeout(limit, self.approach(host, within, &mut best)).await {
+            Ok(reached) => reached,
+            Err(_elapsed) => Err(match best {
+                Some(best) => EnvdError::ClockOff { within, best },
+                None => EnvdError::Deadline { call: CLOCK.name, limit },
+            }),
         }
     }
 
-    /// Whether it came close enough; `best` is the closest it was seen.
+    /// Comes close enough; `best` is the closest it was seen meanwhile.
     async fn approach(
         &mut self,
         host: HostKey<'_>,
         within: Duration,
         best: &mut Option<ClockReading>,
-    ) -> Result<bool, EnvdError> {
-        for _ in 0..TRIES_MAX {
-            let reading = self.read_clock(host, None).await?;
+    ) -> Result<ClockReading, EnvdError> {
+        loop {
+            let mut reading = self.read_clock(host, None).await?;
+            if reading.off_by_at_most() >= within && reading.round_trip / 2 < within {
+                reading = self.correct(host, reading).await?;
+            }
+            if reading.off_by_at_most() < within {
+                return Ok(reading);
+            }
             let closest = best.get_or_insert(reading);
             if reading.off_by_at_most() < closest.off_by_at_most() {
                 *closest = reading;
             }
-            if reading.off_by_at_most() < within {
-                return Ok(true);
-            }
-            // Its answer is no measurement: the step is part of its round trip.
-            self.read_clock(host, Some(reading.offset_ns.saturating_neg())).await?;
             sleep(TRY_GAP).await;
         }
-        Ok(false)
+    }
+
+    /// Steps the clock by what was measured. What is known of it then is as good as that measurement, if the guest did it.
+    async fn correct(&mut self, host: HostKey<'_>, measured: ClockReading) -> Result<ClockReading, EnvdError> {
+        let after = self.read_clock(host, Some(measured.offset_ns.saturating_neg())).await?;
+        let uncertain = (measured.round_trip + after.round_trip) / 2;
+        let was_done = Duration::from_nanos(after.offset_ns.unsigned_abs()) <= uncertain;
+        Ok(if was_done { ClockReading { offset_ns: 0, ..measured } } else { after })
     }
 
     async fn read_clock(&mut self, host: HostKey<'_>, step_ns: Option<i64>) -> Result<ClockReading, EnvdError> {

@@ -13,8 +13,8 @@ const WHO: &str =
 fn forks() -> usize {
     let (emulated, soak) = (std::env::var_os("WRENN_TEST_STACK"), std::env::var_os("WRENN_TEST_ROUNDS"));
     match (emulated, soak) {
-        (Some(_), None) => 8,
-        (None, None) => 16,
+        (Some(_), None) => 4,
+        (None, None) => 8,
         (_, Some(_)) => 50,
     }
 }
@@ -28,7 +28,7 @@ fn root_every_fork_at_any_moment_is_somebody_else_and_knows_all() {
     // One that sleeps through the fork and draws its random number only afterwards.
     world.detach(
         &parent,
-        "while [ ! -e /dev/shm/go ]; do sleep 0.1; done; head -c 32 /dev/urandom | sha256sum > /root/drawn",
+        "while [ ! -e /dev/shm/go ]; do sleep 1; done; head -c 32 /dev/urandom | sha256sum > /root/drawn",
     );
     let children = world.fork(&parent, forks());
     assert_eq!(world.sh(&parent, "cat /root/file /dev/shm/file"), "kept\nkept\n");

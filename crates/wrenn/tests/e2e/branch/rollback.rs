@@ -10,7 +10,7 @@ fn root_a_rollback_takes_a_sandbox_back_with_all_that_it_was() {
     let agent = world.agent(&[]);
     let id = world.create(&["--memory", "128"]);
     world.sh(&id, "echo before > /root/file; echo before > /dev/shm/file");
-    world.detach(&id, "while :; do echo x >> /dev/shm/ticks; sleep 0.05; done");
+    world.detach(&id, "while :; do echo x >> /dev/shm/ticks; sleep 0.3; done");
     world.snapshot(&id, "before");
     world.sh(&id, "echo after > /root/file; rm /dev/shm/file");
 

@@ -8,7 +8,7 @@ fn root_a_snapshot_keeps_a_moment_and_the_sandbox_goes_on() {
     let agent = world.agent(&[]);
     let parent = world.create(&["--memory", "128", "--metadata", "who=me"]);
     world.sh(&parent, "echo then > /root/file; echo then > /dev/shm/file; sync");
-    world.detach(&parent, "while :; do echo x >> /dev/shm/ticks; sleep 0.05; done");
+    world.detach(&parent, "while :; do echo x >> /dev/shm/ticks; sleep 0.3; done");
     eventually("it ticks", || world.exec(&parent, "test -s /dev/shm/ticks").status.success());
 
     let made = world.json(&["snapshot", "create", &parent, "--name", "then"]);

@@ -4,10 +4,10 @@
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use crate::world::{Stack, World, assert_failed};
+use crate::world::{Stack, World, assert_failed, eventually};
 
 const UFFD: [&str; 2] = ["--memory-backend", "uffd"];
-const ROUNDS: u64 = 3;
+const ROUNDS: u64 = 2;
 
 /// Whether this run's VMM can have its memory served; that one which cannot is refused is tested here.
 fn is_served(world: &World) -> bool {
@@ -19,12 +19,12 @@ fn is_served(world: &World) -> bool {
 }
 
 impl World {
-    /// The folder of the memory of the only generation that a sandbox has.
+    /// The folder of the memory that a sandbox rests as, or came back from: of its newest generation.
     fn memory_folder(&self, id: &str) -> PathBuf {
         let folder = self.dir().join("sandboxes").join(id).join("generations");
-        let found: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert_eq!(found.len(), 1, "{found:?}");
-        found[0].join("memory")
+        let names = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let newest = names.filter_map(|name| name.to_str()?.parse::<u64>().ok()).max().expect("it has one");
+        folder.join(newest.to_string()).join("memory")
     }
 
     /// Whether the one shim holds a descriptor on which the kernel tells of faults.
@@ -36,7 +36,7 @@ impl World {
 }
 
 /// What the guest has in memory: pages of chance, pages of zeroes, pages that were something and are zero.
-const FILL: &str = "cd /dev/shm; head -c 12000000 /dev/urandom > kept; head -c 4000000 /dev/urandom > changed; \
+const FILL: &str = "cd /dev/shm; head -c 8000000 /dev/urandom > kept; head -c 2000000 /dev/urandom > changed; \
                     dd if=/dev/zero of=zeroed bs=64k count=64 2>/dev/null";
 /// Changes a part of it, another one in each round.
 const CHANGE: &str = "cd /dev/shm; dd if=/dev/urandom of=changed bs=64k count=8 seek=$((N * 9)) conv=notrunc 2>/dev/null; \
@@ -58,8 +58,12 @@ fn root_a_guest_whose_memory_is_served_has_all_of_it_again_and_again() {
     for round in 0..ROUNDS {
         let hash = world.sh(&id, HASH);
         world.sandbox(&["pause", &id]);
-        let hint = world.memory_folder(&id).join("working-set");
-        assert_eq!(hint.exists(), round > 0, "what a resume wanted is kept for the next one");
+        let hint = || std::fs::metadata(world.memory_folder(&id).join("working-set")).map_or(0, |file| file.len());
+        if round > 0 {
+            // It moves with the memory, once the changes are folded into that.
+            eventually("what the last resume wanted is known to the next one", || hint() > 0);
+        }
+        println!("round {round}: {} bytes of what was wanted the last time", hint());
         let resumed = world.sandbox(&["resume", &id]);
         println!("round {round}: {}", resumed["timings_ms"]);
         assert!(world.shim_serves(), "round {round}");
