@@ -5,7 +5,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -20,13 +20,33 @@ const SURPLUS_BYTES_MAX: usize = 64 * 1024;
 
 /// Replaces `path` by `bytes` (mode 0600). The folder must exist. Only one writer at a time: hold the owner's lock.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    stage(path, bytes)?.put()
+}
+
+/// Writes what `path` is to be (mode 0600) to a durable file beside it.
+pub fn stage(path: &Path, bytes: &[u8]) -> io::Result<Staged> {
     let temporary = path.with_extension("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    sync_folder(folder)
+    Ok(Staged { temporary, path: path.to_owned() })
+}
+
+/// A durable file that is not at its place yet. One that never comes there is replaced by the next.
+#[derive(Debug)]
+#[must_use]
+pub struct Staged {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Staged {
+    /// Puts it there, durable when this returns, and so is all else that was done in its folder.
+    pub fn put(self) -> io::Result<()> {
+        let folder = self.path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        std::fs::rename(&self.temporary, &self.path)?;
+        sync_folder(folder)
+    }
 }
 
 /// Replaces `path` by `text`, JSON, as [`replace`] does, and keeps what was there at `previous`. Once both are there, this takes

@@ -29,7 +29,7 @@ use wrenn_engine::storage::{Layer, LayerFormat};
 use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::{Description, GuestCpu};
 
-use crate::durable::{self, SealError};
+use crate::durable::{self, SealError, Staged};
 use crate::layers::{Share, VerifyError, link, verify};
 
 /// Version of generation.json that is written here.
@@ -194,9 +194,14 @@ pub struct Offer<'a> {
 impl Generation {
     /// Writes it durably into `folder`.
     pub fn write(&self, folder: &Folder) -> Result<(), GenerationError> {
+        self.stage(folder)?.put().map_err(failed("write", &folder.manifest()))
+    }
+
+    /// Writes it durably beside its place in `folder`, for when all else is there.
+    pub fn stage(&self, folder: &Folder) -> Result<Staged, GenerationError> {
         assert_eq!(self.version, FORMAT, "only this version's generations are made");
         let path = folder.manifest();
-        durable::replace(&path, &durable::seal(self)).map_err(failed("write", &path))
+        durable::stage(&path, &durable::seal(self)).map_err(failed("write", &path))
     }
 
     /// Reads the one in `folder`.

@@ -5,9 +5,10 @@
 use std::error::Error;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wrenn_engine::memory::{Base, Checksums, Files, capture, fold, seal_base, verify};
+use wrenn_engine::memory::{Base, Checksums, Files, Prepared, Timings, fold, seal_base, verify};
 use wrenn_sys::mapping::PrivateMapping;
 
 const MIB: usize = 1 << 20;
@@ -39,7 +40,7 @@ fn one(dir: &Path, bytes: usize, stretch_pages: usize) -> Result<(), Box<dyn Err
     drop(zero);
     file.sync_all()?;
     seal_base(&files)?;
-    let base = Base::open(&files.base)?;
+    let base = Arc::new(Base::open(&files.base)?);
     let mut mapping = PrivateMapping::of(base.file())?;
     // As a guest that ran: it has looked at much of its memory.
     let mut seen = vec![0; MIB];
@@ -60,13 +61,17 @@ fn one(dir: &Path, bytes: usize, stretch_pages: usize) -> Result<(), Box<dyn Err
             }
         }
     }
-    let mut captured = capture(std::process::id(), &base, &files.patch_data)?;
-    let (counts, times) = (captured.counts, captured.timings);
+    let prepared = Prepared::of(std::process::id(), base, &files.patch_data)?;
+    let captured = prepared.capture()?;
+    tell("  capture", captured.timings());
+    let begin = Instant::now();
+    let captured = captured.sort_out()?;
     println!(
-        "  capture {:?}: scan {:?}, read {:?}, compare {:?}, write {:?}",
-        times.total, times.scan, times.read, times.compare, times.write
+        "  sorted out in {:?}: {:?}, {} runs",
+        begin.elapsed(),
+        captured.counts,
+        captured.patch.runs().list().len()
     );
-    println!("  {counts:?}, {} runs", captured.patch.runs().list().len());
     drop(mapping);
     let sealing = timed(|| captured.patch.seal(&files.patch_map))?;
     let folding = timed(|| fold(&files))?;
@@ -77,18 +82,19 @@ fn one(dir: &Path, bytes: usize, stretch_pages: usize) -> Result<(), Box<dyn Err
 /// A first capture: 114 MiB over nothing.
 fn first(dir: &Path) -> Result<(), Box<dyn Error>> {
     let files = Files::in_folder(dir);
-    let zero = Base::create_zero(&dir.join("zero"), (256 * MIB) as u64)?;
+    let zero = Arc::new(Base::create_zero(&dir.join("zero"), (256 * MIB) as u64)?);
     let mut mapping = PrivateMapping::of(zero.file())?;
     (0..114).for_each(|mib| mapping.write(mib * 2 * MIB, &vec![mib as u8 + 1; MIB]));
-    let captured = capture(std::process::id(), &zero, &files.patch_data)?;
-    let times = captured.timings;
-    println!(
-        "first capture of 114 MiB: {:?}: scan {:?}, read {:?}, compare {:?}, write {:?}",
-        times.total, times.scan, times.read, times.compare, times.write
-    );
-    let sealing = timed(|| captured.patch.into_base(&zero, &files))?;
-    println!("  made a base, durable: {sealing:?}");
+    let captured = Prepared::of(std::process::id(), Arc::clone(&zero), &files.patch_data)?.capture()?;
+    tell("first capture of 114 MiB", captured.timings());
+    let begin = Instant::now();
+    captured.sort_out()?.patch.into_base(&zero, &files)?;
+    println!("  made a base, durable: {:?}", begin.elapsed());
     Ok(())
+}
+
+fn tell(what: &str, times: Timings) {
+    println!("{what} {:?}: scan {:?}, read {:?}, spill {:?}", times.total, times.scan, times.read, times.spill);
 }
 
 /// 128 MiB of data in a memory of 256 MiB, all of it in the page cache.

@@ -9,6 +9,8 @@
 //! CPUs, which the next agent lets go on, and a folder that nobody looks for. Nothing of the memory that the VM runs on is
 //! touched: what changed is merged with it into a new file.
 
+use std::sync::Arc;
+
 use wrenn_engine::memory;
 use wrenn_engine::vmm::{Machine, Then};
 
@@ -19,7 +21,8 @@ use super::rise::host_key;
 use super::{Parts, Sandbox, Stopwatch, Timing};
 use crate::envd_client::EnvdClient;
 use crate::faults::Step;
-use crate::generation::{self, Folder, Number};
+use crate::generation::{Folder, Number};
+use crate::host::Host;
 use crate::layers::{Layers, link};
 use crate::manifest::{Manifest, State};
 use crate::snapshot::{Stored, Subject};
@@ -74,6 +77,9 @@ impl Vm<'_> {
     /// What stands still is taken.
     async fn take(&mut self, folder: &Folder, watch: &mut Stopwatch) -> Result<Kept, PauseError> {
         self.parts.reached(Step::CaptureBegun)?;
+        // What need not be done while the guest stands still is done before.
+        let ready = pause::prepare_memory(self.parts, self.machine, folder).await?;
+        watch.lap("prepare");
         if self.users == Users::Any {
             self.envd.freeze(host_key(self.parts)).await?;
         }
@@ -82,7 +88,7 @@ impl Vm<'_> {
         self.machine.freeze().await?;
         self.parts.reached(Step::CaptureFrozen)?;
         watch.lap("freeze cpus");
-        let kept = pause::capture_memory(self.parts, self.machine, folder, Then::GoesOn, watch).await?;
+        let kept = pause::capture_memory(self.machine, (folder, ready), Then::GoesOn, watch).await?;
         self.parts.reached(Step::CaptureTaken)?;
         self.seal_disk(folder).await?;
         self.parts.reached(Step::CaptureSealed)?;
@@ -118,12 +124,13 @@ impl Vm<'_> {
         let number = Number::FIRST;
         let (mut description, stored) = (pause::describe(self.parts, number), stored.clone());
         let (generations, layers) = (self.parts.generations(), Layers::of(&self.parts.places.dir));
+        let host = Arc::clone(&self.parts.host);
         blocking(move || -> Result<(), PauseError> {
             let folder = stored.generation();
-            description.memory = match kept {
-                Kept::Changes { builds_on, .. } => Some(merged(&folder, &generations.folder(builds_on), kept)?),
-                Kept::Whole { .. } | Kept::Disk => pause::keep_memory(&folder, kept)?,
-            };
+            if let Some((cpu, builds_on)) = kept.of_memory() {
+                description.memory = Some(pause::describe_memory(&folder, cpu, None)?);
+                merge(&host, &folder, builds_on.map(|number| generations.folder(number)), kept)?;
+            }
             pause::seal_disk(&folder)?;
             stored.layers().share(&layers, &description.disk.beneath)?;
             Ok(description.write(&folder)?)
@@ -164,12 +171,16 @@ fn subject(manifest: &Manifest, nonces_used_below: u64) -> Subject {
     }
 }
 
-/// What changed since `base`, and that, become one new memory in `folder`; `base` stays as it is.
-fn merged(folder: &Folder, base: &Folder, kept: Kept) -> Result<generation::Memory, PauseError> {
-    let (from, to) = (base.memory_files(), folder.memory_files());
-    link(&from.base_sums, &to.base_sums)?;
-    link(&from.base, &to.base)?;
-    let memory = pause::keep_memory(folder, kept)?.expect("what changed of a memory is of a memory");
-    memory::fold_copy(&to)?;
-    Ok(generation::Memory { builds_on: None, ..memory })
+/// What was captured becomes one new memory in `folder`, together with that of `base` if it builds on one, which stays as it is.
+fn merge(host: &Host, folder: &Folder, base: Option<Folder>, kept: Kept) -> Result<(), PauseError> {
+    let to = folder.memory_files();
+    if let Some(from) = base.as_ref().map(Folder::memory_files) {
+        link(&from.base_sums, &to.base_sums)?;
+        link(&from.base, &to.base)?;
+    }
+    pause::keep_memory(host, folder, kept)?;
+    if base.is_some() {
+        memory::fold_copy(&to)?;
+    }
+    Ok(())
 }

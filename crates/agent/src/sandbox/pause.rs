@@ -13,9 +13,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wrenn_engine::memory::{self, Base, CaptureError, Checksums, Files, MemoryError, PAGE_BYTES, Patch};
+use wrenn_engine::memory::{self, Base, Capture, CaptureError, Checksums, Files, MemoryError, PAGE_BYTES, Patch, Prepared};
 use wrenn_engine::storage::StorageError;
 use wrenn_engine::vmm::{Captured, GuestCpu, Machine, Then, VmmError};
 
@@ -23,11 +24,11 @@ use super::parts::{TakeDownError, blocking};
 use super::resume;
 use super::rise::host_key;
 use super::{Parts, Sandbox, Stopwatch};
-use crate::durable;
+use crate::durable::{self, Staged};
 use crate::envd_client::{EnvdClient, EnvdError};
 use crate::faults::{Injected, Step};
 use crate::generation::{self, Folder, Generation, GenerationError, Number};
-use crate::host::zero_memory;
+use crate::host::{Host, zero_memory};
 use crate::host_agent::{PauseOptions, with_causes};
 use crate::instance::{InstanceError, Places, io_error};
 use crate::manifest::{ManifestError, MemoryBase, Progress, State, unix_ms};
@@ -120,7 +121,18 @@ async fn capture(sandbox: &mut Sandbox, options: PauseOptions, watch: &mut Stopw
     watch.lap("note");
     let folder = sandbox.parts.generations().begin(number)?;
 
-    sandbox.envd.freeze(host_key(&sandbox.parts)).await?;
+    // What need not be done while the guest stands still is done while it comes to a stand.
+    let (frozen, ready) = tokio::join!(
+        sandbox.envd.freeze(host_key(&sandbox.parts)),
+        async {
+            match options.disk_only {
+                true => Ok(None),
+                false => prepare_memory(&sandbox.parts, &*sandbox.machine, &folder).await.map(Some),
+            }
+        }
+    );
+    frozen?;
+    let ready = ready?;
     if options.disk_only {
         sandbox.envd.fs_freeze(host_key(&sandbox.parts)).await?;
     }
@@ -130,9 +142,11 @@ async fn capture(sandbox: &mut Sandbox, options: PauseOptions, watch: &mut Stopw
     sandbox.machine.freeze().await?;
     sandbox.parts.reached(Step::PauseFrozen)?;
     watch.lap("freeze cpus");
-    let kept = match options.disk_only {
-        true => Kept::Disk,
-        false => capture_memory(&sandbox.parts, &mut *sandbox.machine, &folder, Then::Ends, watch).await?,
+    let kept = match ready {
+        None => Kept::Disk,
+        Some(ready) => {
+            capture_memory(&mut *sandbox.machine, (&folder, ready), Then::Ends, watch).await?
+        }
     };
     sandbox.parts.reached(Step::PauseCaptured)?;
     make_durable(&sandbox.parts, number, &folder, kept).await?;
@@ -144,47 +158,105 @@ async fn capture(sandbox: &mut Sandbox, options: PauseOptions, watch: &mut Stopw
     Ok(())
 }
 
+/// What is known and made before the VM stands still.
+pub(super) struct Ready {
+    cpu: GuestCpu,
+    base: Arc<Base>,
+    /// The generation that the base is of.
+    builds_on: Option<Number>,
+    /// Where the VMM leaves memory to us.
+    memory: Option<Prepared>,
+}
+
+/// Gets ready to capture memory.
+pub(super) async fn prepare_memory(
+    parts: &Parts,
+    machine: &dyn Machine,
+    folder: &Folder,
+) -> Result<Ready, PauseError> {
+    let cpu = parts.host.vmm.cpu()?;
+    let (base, builds_on) = open_base(parts)?;
+    let base = Arc::new(base);
+    let memory = match machine.keeps_memory() {
+        true => {
+            let pid = parts.shim.as_ref().and_then(|shim| shim.vmm_pid().ok()).ok_or(PauseError::NoPid)?;
+            let pid = pid.ok_or(PauseError::VmGone)?;
+            let (base, files) = (Arc::clone(&base), folder.memory_files());
+            Some(blocking(move || Prepared::of(pid, base, &files.patch_data)).await?)
+        }
+        false => None,
+    };
+    Ok(Ready { cpu, base, builds_on, memory })
+}
+
 /// What was captured, not durable yet.
 pub(super) enum Kept {
     /// Only the disk is to be kept.
     Disk,
     /// The memory is whole by itself.
-    Whole { cpu: GuestCpu, patch: Patch, base: Base },
+    Whole { cpu: GuestCpu, memory: Changed, base: Arc<Base> },
     /// The memory is what changed since this generation's.
-    Changes { cpu: GuestCpu, patch: Patch, builds_on: Number },
+    Changes { cpu: GuestCpu, memory: Changed, builds_on: Number },
+}
+
+/// What changed in memory.
+pub(super) enum Changed {
+    /// It is in our memory.
+    Held(Capture),
+    /// The VMM has written it.
+    Written(Patch),
+}
+
+impl Kept {
+    /// The CPU that the memory is of, and the generation it builds on.
+    pub(super) fn of_memory(&self) -> Option<(GuestCpu, Option<Number>)> {
+        match self {
+            Self::Disk => None,
+            Self::Whole { cpu, .. } => Some((cpu.clone(), None)),
+            Self::Changes { cpu, builds_on, .. } => Some((cpu.clone(), Some(*builds_on))),
+        }
+    }
+}
+
+impl Changed {
+    /// As a patch, which takes more time than a VM should stand still.
+    fn into_patch(self) -> Result<Patch, MemoryError> {
+        match self {
+            Self::Held(capture) => Ok(capture.sort_out()?.patch),
+            Self::Written(patch) => Ok(patch),
+        }
+    }
 }
 
 /// Takes state and memory of a VM whose CPUs stand still.
 pub(super) async fn capture_memory(
-    parts: &Parts,
     machine: &mut dyn Machine,
-    folder: &Folder,
+    (folder, ready): (&Folder, Ready),
     then: Then,
     watch: &mut Stopwatch,
 ) -> Result<Kept, PauseError> {
-    let cpu = parts.host.vmm.cpu()?;
-    let (base, builds_on) = open_base(parts)?;
+    let Ready { cpu, base, builds_on, memory } = ready;
     let captured = machine.capture(&folder.memory(), then).await?;
     watch.lap("devices");
-    let pid = parts.shim.as_ref().and_then(|shim| shim.vmm_pid().ok()).ok_or(PauseError::NoPid)?;
-    let pid = pid.ok_or(PauseError::VmGone)?;
-    let files = folder.memory_files();
-    let (patch, base) = blocking(move || -> Result<_, PauseError> {
-        let patch = match captured {
-            Captured::InProcess => memory::capture(pid, &base, &files.patch_data)?.patch,
-            Captured::Written { path } => {
-                fs::rename(&path, &files.patch_data).map_err(io_error("rename", &path))?;
-                Patch::of_sparse(&files.patch_data, base.bytes())?
-            }
-        };
-        Ok((patch, base))
-    })
-    .await?;
+    let memory = match (captured, memory) {
+        (Captured::InProcess, Some(prepared)) => Changed::Held(blocking(move || prepared.capture()).await?),
+        (Captured::InProcess, None) => unreachable!("a VMM that keeps memory to itself has said so"),
+        (Captured::Written { path }, _) => {
+            let (base, files) = (Arc::clone(&base), folder.memory_files());
+            let taken = blocking(move || take_written(&path, &files, &base)).await?;
+            Changed::Written(taken)
+        }
+    };
     watch.lap("memory");
     Ok(match builds_on {
-        None => Kept::Whole { cpu, patch, base },
-        Some(builds_on) => Kept::Changes { cpu, patch, builds_on },
+        None => Kept::Whole { cpu, memory, base },
+        Some(builds_on) => Kept::Changes { cpu, memory, builds_on },
     })
+}
+
+fn take_written(path: &Path, files: &Files, base: &Base) -> Result<Patch, PauseError> {
+    fs::rename(path, &files.patch_data).map_err(io_error("rename", path))?;
+    Ok(Patch::of_sparse(&files.patch_data, base.bytes())?)
 }
 
 /// What the memory of the VM that runs is mapped over.
@@ -203,39 +275,66 @@ fn open_base(parts: &Parts) -> Result<(Base, Option<Number>), PauseError> {
 
 /// Memory, devices and disk are on the disk afterwards, and so is the generation's description. The VM could still go on.
 async fn make_durable(parts: &Parts, number: Number, folder: &Folder, kept: Kept) -> Result<(), PauseError> {
-    let (places, device) = (parts.places.clone(), parts.disk.as_ref().and_then(|disk| disk.device.clone()));
-    let (mut description, folder) = (describe(parts, number), folder.clone());
-    blocking(move || {
-        description.memory = keep_memory(&folder, kept)?;
-        if let Some(device) = device {
-            sync_file(&device)?;
-        }
-        sync_file(&places.disk())?;
-        keep_room_for_sums(&places.disk(), &folder)?;
-        description.write(&folder)?;
-        durable::sync_folder(folder.path()).map_err(io_error("sync", folder.path()))?;
-        Ok(())
-    })
-    .await
+    let described = {
+        let (description, kept) = (describe(parts, number), kept.of_memory());
+        let (disk, device) = (parts.places.disk(), parts.disk.as_ref().and_then(|disk| disk.device.clone()));
+        let folder = folder.clone();
+        blocking(move || keep_others(description, kept, &folder, &disk, device.as_deref()))
+    };
+    let memory = {
+        let (host, folder) = (Arc::clone(&parts.host), folder.clone());
+        blocking(move || keep_memory(&host, &folder, kept))
+    };
+    // Each takes about as long as the disk does for it, and the disk takes both at once.
+    let (memory, described) = tokio::join!(memory, described);
+    memory?;
+    // Last: a generation whose description is there is whole.
+    let (described, path) = (described?, folder.manifest());
+    blocking(move || described.put().map_err(io_error("write", &path))).await?;
+    Ok(())
 }
 
-/// What was captured becomes durable, and is described.
-pub(super) fn keep_memory(folder: &Folder, kept: Kept) -> Result<Option<generation::Memory>, PauseError> {
+/// What was captured of memory becomes durable.
+pub(super) fn keep_memory(host: &Host, folder: &Folder, kept: Kept) -> Result<(), PauseError> {
     let files = folder.memory_files();
-    let (cpu, builds_on) = match kept {
-        Kept::Disk => return Ok(None),
-        Kept::Whole { cpu, patch, base } => {
-            patch.into_base(&base, &files)?;
-            (cpu, None)
+    match kept {
+        Kept::Disk => {}
+        Kept::Whole { memory, base, .. } => {
+            let sums = memory.into_patch()?.into_base(&base, &files)?;
+            host.verified.was_made(&files, &sums)?;
         }
-        Kept::Changes { cpu, mut patch, builds_on } => {
-            patch.seal(&files.patch_map)?;
-            (cpu, Some(builds_on))
+        Kept::Changes { memory, .. } => {
+            memory.into_patch()?.seal(&files.patch_map)?;
         }
-    };
+    }
+    Ok(())
+}
+
+/// Devices and disk are on the disk afterwards, and so is the generation's description, but not at its place.
+fn keep_others(
+    mut description: Generation,
+    memory: Option<(GuestCpu, Option<Number>)>,
+    folder: &Folder,
+    disk: &Path,
+    device: Option<&Path>,
+) -> Result<Staged, PauseError> {
+    description.memory = memory.map(|(cpu, builds_on)| describe_memory(folder, cpu, builds_on)).transpose()?;
+    let staged = description.stage(folder)?;
+    device.map_or(Ok(()), sync_file)?;
+    sync_file(disk)?;
+    keep_room_for_sums(disk, folder)?;
+    Ok(staged)
+}
+
+/// What is said of a memory whose devices are there, durable from here on.
+pub(super) fn describe_memory(
+    folder: &Folder,
+    cpu: GuestCpu,
+    builds_on: Option<Number>,
+) -> Result<generation::Memory, PauseError> {
     sync_file(&folder.devices())?;
     let (devices_bytes, devices_sha256) = generation::hash_devices(&folder.devices())?;
-    Ok(Some(generation::Memory { builds_on, devices_bytes, devices_sha256, cpu }))
+    Ok(generation::Memory { builds_on, devices_bytes, devices_sha256, cpu })
 }
 
 /// The disk stands still by now: its checksums will be of what it holds already.
@@ -377,6 +476,7 @@ pub(crate) async fn settle_memory(parts: &mut Parts) -> Result<Duration, PauseEr
     let Some(builds_on) = memory.builds_on else { return Ok(Duration::ZERO) };
     let before = generations.folder(builds_on);
     let (from, to) = (before.memory_files(), folder.memory_files());
+    let host = Arc::clone(&parts.host);
     memory.builds_on = None;
     blocking(move || -> Result<(), PauseError> {
         // Checksums first: a base that is here is here with them.
@@ -388,7 +488,7 @@ pub(crate) async fn settle_memory(parts: &mut Parts) -> Result<Duration, PauseEr
         // What was wanted first of it will be wanted first again; it is a hint, which may be missing.
         fs::rename(before.working_set(), folder.working_set()).ok();
         durable::sync_folder(&folder.memory()).map_err(io_error("sync", &folder.memory()))?;
-        fold(&to)?;
+        fold(&host, &to)?;
         description.write(&folder)?;
         Ok(())
     })
@@ -398,8 +498,8 @@ pub(crate) async fn settle_memory(parts: &mut Parts) -> Result<Duration, PauseEr
 }
 
 /// In place where the base has no other name: others, snapshots and forks, may stand on it.
-fn fold(files: &Files) -> Result<(), MemoryError> {
-    match memory::fold(files) {
+fn fold(host: &Host, files: &Files) -> Result<(), MemoryError> {
+    match host.verified.fold(files) {
         Err(MemoryError::Shared { .. }) => memory::fold_copy(files).map(drop),
         other => other.map(drop),
     }

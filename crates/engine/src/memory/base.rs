@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::MemoryError;
 use super::checksums::{Checksums, memory_size};
 use super::files::{self, Files};
+use super::threads::both;
 use crate::sparse::{Extent, data_extents};
 
 /// A base, opened for reading. Where its data is was looked up at once, while the VM on it may still run: it cannot change.
@@ -81,10 +82,21 @@ impl Base {
 
 /// Makes the file at `files.base`, which somebody else wrote (a VMM's full snapshot), durable, and writes its checksums.
 pub fn seal_base(files: &Files) -> Result<Checksums, MemoryError> {
-    let file = files::open(&files.base)?;
-    let sums = Checksums::of(&file, &files.base)?;
-    file.sync_all().map_err(MemoryError::io("sync", &files.base))?;
-    files::sync_folder(&files.base)?;
-    sums.write(&files.base_sums)?;
+    seal_file(&files::open(&files.base)?, files, None)
+}
+
+/// Makes `file`, which is at `files.base`, durable with its name, and then its checksums; `None` are computed.
+pub(super) fn seal_file(file: &File, files: &Files, sums: Option<Checksums>) -> Result<Checksums, MemoryError> {
+    let sync = || {
+        file.sync_all().map_err(MemoryError::io("sync", &files.base))?;
+        files::sync_folder(&files.base)
+    };
+    let write_sums = || {
+        let sums = sums.clone().map_or_else(|| Checksums::of(file, &files.base), Ok)?;
+        Ok((sums.stage(&files.base_sums)?, sums))
+    };
+    let (synced, staged) = both(sync, write_sums);
+    let (staged, sums) = synced.and(staged)?;
+    staged.put()?;
     Ok(sums)
 }

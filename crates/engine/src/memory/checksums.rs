@@ -8,9 +8,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::MemoryError;
-use super::files;
+use super::files::{self, Staged};
 use super::format::{self, FormatError, PatchId, hash};
 use super::runs::{is_memory_size, is_zero};
+use super::threads::in_two;
 use crate::sparse::data_extents;
 
 /// Bytes that one checksum is of. Large enough for a list of 200 kB per GiB, small enough to be read for one changed page.
@@ -72,7 +73,12 @@ impl Checksums {
 
     /// Keeps them at `path`: after a crash there is the old file or the new one. Durable when this returns.
     pub fn write(&self, path: &Path) -> Result<(), MemoryError> {
-        files::replace(path, &format::encode_sums(self))
+        self.stage(path)?.put()
+    }
+
+    /// Makes them durable beside `path`, for a rename to it.
+    pub(super) fn stage(&self, path: &Path) -> Result<Staged, MemoryError> {
+        files::stage(path, &format::encode_sums(self))
     }
 
     /// The size of the memory they are of.
@@ -204,23 +210,4 @@ fn for_each_chunk(
         }
     }
     Ok(())
-}
-
-/// Works on the two halves of `items` at once, and gives the results in order. More threads would take the host's CPUs
-/// from the VMs that run.
-pub(super) fn in_two<T: Sync, R: Send>(
-    items: &[T],
-    work: impl Fn(&[T]) -> Result<R, MemoryError> + Sync,
-) -> Result<[R; 2], MemoryError> {
-    let (first, second) = items.split_at(items.len() / 2);
-    std::thread::scope(|scope| {
-        let helper = std::thread::Builder::new().name("memory".to_owned()).spawn_scoped(scope, || work(second));
-        let first = work(first);
-        let second = match helper {
-            Ok(helper) => helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            // A host without room for one more thread: one after the other.
-            Err(_) => work(second),
-        };
-        Ok([first?, second?])
-    })
 }

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::checksums::{CHUNK_BYTES, Checksums, ChunkSum, data_chunks, in_two, read_chunk};
+use super::checksums::{CHUNK_BYTES, Checksums, ChunkSum, data_chunks, read_chunk};
 use super::files;
 use super::patch::SealedPatch;
 use super::runs::{Content, PAGE_BYTES, Runs, is_zero};
+use super::threads::in_two;
 use super::{Base, MemoryError};
 
 const CHUNK_PAGES: u64 = CHUNK_BYTES / PAGE_BYTES;

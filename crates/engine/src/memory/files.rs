@@ -87,6 +87,11 @@ pub(super) fn read(path: &Path, limit: fn(&[u8]) -> Result<u64, FormatError>) ->
 /// Makes `path` be `bytes`, durable when this returns: after a crash it is as before or as wanted. Takes the room that
 /// [`keep_room`] has kept.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), MemoryError> {
+    stage(path, bytes)?.put()
+}
+
+/// Writes what `path` is to be to a durable file beside it, which takes the room that [`keep_room`] has kept.
+pub(super) fn stage(path: &Path, bytes: &[u8]) -> Result<Staged, MemoryError> {
     let temporary = temporary(path);
     let failed = MemoryError::io("write", &temporary);
     let write = || {
@@ -96,7 +101,22 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), MemoryError> {
         file.sync_all()
     };
     write().map_err(failed)?;
-    rename(&temporary, path)
+    Ok(Staged { temporary, path: path.to_owned() })
+}
+
+/// A durable file that is not at its place yet. One that never comes there is replaced by the next.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Staged {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Staged {
+    /// Puts it there, durable when this returns: after a crash what is there is as before or as wanted.
+    pub fn put(self) -> Result<(), MemoryError> {
+        rename(&self.temporary, &self.path)
+    }
 }
 
 /// The next [`replace`] of `path` by so many bytes at most finds room, where the file system can promise that.

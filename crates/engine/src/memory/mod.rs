@@ -32,13 +32,14 @@ mod format;
 mod on_demand;
 mod patch;
 mod runs;
+mod threads;
 mod verified;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use base::{Base, seal_base};
-pub use capture::{Capture, CaptureError, Counts, Timings, capture};
+pub use capture::{Capture, CaptureError, Counts, Prepared, SortedOut, Timings};
 pub use checksums::{CHUNK_BYTES, Checksums, verify};
 pub use files::Files;
 pub use fold::{Folded, fold, fold_copy, merge};

@@ -1,65 +1,26 @@
 //! What differs from a base: a data file and a list of runs.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::base::seal_file;
 use super::checksums::{Checksums, check_size, memory_size};
-use super::files::{self, Files};
+use super::files::{self, Files, Staged};
 use super::format::{self, FormatError, PatchId};
 use super::runs::{Content, PAGE_BYTES, Run, Runs};
-use super::{Base, MemoryError, seal_base};
+use super::threads::both;
+use super::{Base, MemoryError};
 use crate::sparse::{Extent, data_extents};
 
-/// A patch that was just made: neither durable nor checked by sums yet.
+/// A patch that was just made: not durable yet.
 #[derive(Debug)]
 pub struct Patch {
     pub(super) data: File,
     pub(super) path: PathBuf,
     pub(super) runs: Runs,
-    /// Data that is not in the file yet.
-    pub(super) held: Vec<Held>,
-}
-
-/// Data for places of a file, in memory.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub bytes: Vec<u8>,
-    parts: Vec<Part>,
-}
-
-/// Adjacent bytes: where they go in the file, and where they are in memory.
-#[derive(Clone, Copy, Debug)]
-struct Part {
-    offset: u64,
-    start: usize,
-    length: usize,
-}
-
-impl Held {
-    /// Room for this many bytes, none of which is for the file yet.
-    pub fn empty(bytes: usize) -> Self {
-        Self { bytes: vec![0; bytes], parts: Vec::new() }
-    }
-
-    /// Says that `length` of the bytes, from `start` on, go to `offset` of the file.
-    pub fn add(&mut self, offset: u64, start: usize, length: usize) {
-        match self.parts.last_mut() {
-            Some(last) if last.offset + last.length as u64 == offset && last.start + last.length == start => {
-                last.length += length;
-            }
-            Some(_) | None => self.parts.push(Part { offset, start, length }),
-        }
-    }
-
-    pub fn write(&self, file: &File) -> io::Result<()> {
-        self.parts.iter().try_for_each(|part| file.write_all_at(&self.bytes[part.start..][..part.length], part.offset))
-    }
-
-    pub fn clear(&mut self) {
-        self.parts.clear();
-    }
+    /// Of the data; `None` when somebody else wrote it.
+    pub(super) sums: Option<Checksums>,
 }
 
 impl Patch {
@@ -76,7 +37,7 @@ impl Patch {
                 runs.push(run);
             }
         }
-        Ok(Self { data, path: path.to_owned(), runs, held: Vec::new() })
+        Ok(Self { data, path: path.to_owned(), runs, sums: None })
     }
 
     /// What differs.
@@ -86,37 +47,37 @@ impl Patch {
 
     /// Makes it durable: the data, its name, and then the map at `map`. The VM may run again meanwhile; who wants to end it for
     /// good waits for this to succeed.
-    pub fn seal(&mut self, map: &Path) -> Result<PatchId, MemoryError> {
-        self.write_held()?;
-        let sums = Checksums::of(&self.data, &self.path)?;
-        self.data.sync_all().map_err(MemoryError::io("sync", &self.path))?;
-        files::sync_folder(&self.path)?;
-        let (bytes, id) = format::encode_map(&self.runs, &sums);
-        files::replace(map, &bytes)?;
+    pub fn seal(&self, map: &Path) -> Result<PatchId, MemoryError> {
+        let write_map = || -> Result<(Staged, PatchId), MemoryError> {
+            let (bytes, id) = format::encode_map(&self.runs, &self.sums()?);
+            Ok((files::stage(map, &bytes)?, id))
+        };
+        let (synced, staged) = both(|| self.sync(), write_map);
+        let (staged, id) = synced.and(staged)?;
+        staged.put()?;
         Ok(id)
     }
 
     /// Makes it a base at `files`, durable, without a copy. Only what was taken over a base that is all zero, `over`, holds
     /// all of the memory. There must not be a base yet.
-    pub fn into_base(mut self, over: &Base, files: &Files) -> Result<Checksums, MemoryError> {
+    pub fn into_base(self, over: &Base, files: &Files) -> Result<Checksums, MemoryError> {
         if !over.is_empty() || over.bytes() != self.runs.memory_bytes() {
             return Err(MemoryError::NotWhole { path: self.path });
         }
         if files.base.exists() {
             return Err(MemoryError::Exists { path: files.base.clone() });
         }
-        self.write_held()?;
         std::fs::rename(&self.path, &files.base).map_err(MemoryError::io("rename a file to", &files.base))?;
-        seal_base(files)
+        seal_file(&self.data, files, self.sums)
     }
 
-    /// Writes what was held back; what was written stays known if something fails, so that another try goes on.
-    fn write_held(&mut self) -> Result<(), MemoryError> {
-        while let Some(held) = self.held.last() {
-            held.write(&self.data).map_err(MemoryError::io("write", &self.path))?;
-            self.held.pop();
-        }
-        Ok(())
+    fn sync(&self) -> Result<(), MemoryError> {
+        self.data.sync_all().map_err(MemoryError::io("sync", &self.path))?;
+        files::sync_folder(&self.path)
+    }
+
+    fn sums(&self) -> Result<Checksums, MemoryError> {
+        self.sums.clone().map_or_else(|| Checksums::of(&self.data, &self.path), Ok)
     }
 }
 

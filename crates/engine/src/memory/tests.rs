@@ -58,7 +58,7 @@ impl World {
             }
             runs.push(Run { first: page as u32, count: 1, content });
         }
-        Patch { data, path: self.files.patch_data.clone(), runs, held: Vec::new() }.seal(&self.files.patch_map).unwrap()
+        Patch { data, path: self.files.patch_data.clone(), runs, sums: None }.seal(&self.files.patch_map).unwrap()
     }
 
     /// The base is the model, agrees with its checksums, and nothing else is left.
@@ -330,7 +330,7 @@ fn a_diff_of_a_vmm_has_real_zeros() {
     data.write_all_at(&[77; PAGE], 20 * PAGE_BYTES).unwrap();
     world.model[2 * PAGE..4 * PAGE].fill(0);
     world.model[20 * PAGE..21 * PAGE].fill(77);
-    let mut patch = Patch::of_sparse(&world.files.patch_data, (PAGES * PAGE) as u64).unwrap();
+    let patch = Patch::of_sparse(&world.files.patch_data, (PAGES * PAGE) as u64).unwrap();
     patch.seal(&world.files.patch_map).unwrap();
     fold(&world.files).unwrap();
     world.assert_folded();

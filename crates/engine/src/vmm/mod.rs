@@ -487,6 +487,10 @@ pub trait Machine: Send + Sync {
     /// Stops the guest's CPUs. What the guest wrote to its disk is the host's from then on, maybe in the page cache only.
     async fn freeze(&mut self) -> Result<(), VmmError>;
 
+    /// Whether a capture leaves memory where it is ([`Captured::InProcess`]), for the caller to read. It may do so from the
+    /// freeze on: what the capture itself does changes nothing in there.
+    fn keeps_memory(&self) -> bool;
+
     /// Captures the frozen VM into the folder `into`: makes the file `devices` there, and, where the VMM itself writes
     /// memory, `memory`; neither may be there yet, and after a failure neither is. Nothing is synced. The VM stays frozen,
     /// and may go on in any case: what [`Then::Ends`] announced need not come true, but then the capture is void.

@@ -1,39 +1,45 @@
 //! What a process that mapped a base privately has changed in it: the time during which a VM stands still.
 //!
 //! ```text
-//!   /proc/PID/maps     where the base is mapped (one stretch or several)
-//!   /proc/PID/pagemap  which pages are the process's own by now
-//!   their bytes        256 pages with one system call, wherever they lie
-//!   compare            equal to the base: inherited │ zero: a run of zero │ else: data, for its offset in the data file
+//!   Prepared::of       while the VM runs: room for what has changed so far, every page of it there; the data file
+//!   capture            while it stands still
+//!     /proc/PID/maps     where the base is mapped (one stretch or several)
+//!     /proc/PID/pagemap  which pages are the process's own by now; with two threads
+//!     their bytes        512 pages with one system call, wherever they lie; with two threads
+//!   sort_out           while it may run again: equal to the base is inherited, zero a run of zero, all else data
 //! ```
 //!
-//! Nothing is synced here, most is not even written (a file system takes longer for scattered pages than all else together), and
-//! nothing is looked up in the base that was not known before ([`Base`]): [`Patch::seal`] does the rest while the VM may run
-//! again. The process must stand still meanwhile, or the capture is of no moment at all.
+//! What is too much to be held is sorted out at once: while the VM stands still. Nothing is synced here: [`Patch::seal`] does
+//! that. The process must stand still from the capture's begin to its end, or the capture is of no moment at all.
 
+mod batch;
 mod pagemap;
 mod process;
+mod sort;
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wrenn_sys::process_memory::Span;
+use wrenn_sys::populated::Populated;
 
+use self::batch::{BATCH_BYTES, Batch, in_batches};
 use self::pagemap::Pagemap;
-use self::process::{Process, Region};
-use super::patch::{Held, Patch};
-use super::runs::{Content, PAGE_BYTES, Run, Runs, ZERO_PAGE};
+use self::process::Process;
+use self::sort::{Sorted, Sorter};
+use super::patch::Patch;
+use super::runs::PAGE_BYTES;
+use super::threads::{each_by_two, in_two};
 use super::{Base, MemoryError, files};
 use crate::limits;
 
-/// Pages that are read with one system call: 1 MiB.
-const BATCH_PAGES: usize = 256;
-const BATCH_BYTES: usize = BATCH_PAGES * PAGE_BYTES as usize;
+/// Batches of which no more are held.
+const BATCHES_HELD_MAX: usize = limits::CAPTURE_HELD_BYTES_MAX / BATCH_BYTES;
 
-const _: () = assert!(BATCH_PAGES <= wrenn_sys::process_memory::SPANS_MAX, "each page may lie apart");
+/// Batches for which there is room besides those that had changed when the capture was prepared.
+const BATCHES_MORE: u64 = 2;
 
 /// Why a process's memory could not be captured.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +82,15 @@ pub enum CaptureError {
         /// What it is instead.
         what: &'static str,
     },
+    /// There is no memory to hold what changed.
+    #[error("cannot get {bytes} bytes of memory for what a process has changed")]
+    NoMemory {
+        /// How much was asked for.
+        bytes: usize,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
     /// The base cannot be read, or the patch not be written.
     #[error(transparent)]
     File(#[from] MemoryError),
@@ -96,206 +111,160 @@ pub struct Counts {
     pub data: u64,
 }
 
-/// How long each part took.
+/// How long a process had to stand still.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timings {
     /// Finding out which pages changed.
     pub scan: Duration,
     /// Reading them.
     pub read: Duration,
-    /// Comparing them with the base.
-    pub compare: Duration,
-    /// Writing what was too much to be held back.
-    pub write: Duration,
+    /// Sorting out what was too much to be held.
+    pub spill: Duration,
     /// All of it.
     pub total: Duration,
 }
 
-/// A capture.
+/// A process whose memory is about to be captured: what can be done for that while it still runs.
+#[derive(Debug)]
+pub struct Prepared {
+    process: Process,
+    pagemap: Pagemap,
+    base: Arc<Base>,
+    file: File,
+    path: PathBuf,
+    room: Vec<Populated>,
+}
+
+impl Prepared {
+    /// Gets ready to capture what process `pid`, which has mapped all of `base` privately, has changed when it stands still.
+    /// That will go to the new file `data`, which is there from now on; a failure, now or then, removes it again.
+    pub fn of(pid: u32, base: Arc<Base>, data: &Path) -> Result<Self, CaptureError> {
+        let file = files::create_hole(data, base.bytes())?;
+        let prepare = || -> Result<_, CaptureError> {
+            let process = Process::open(pid)?;
+            let pagemap = Pagemap::open(&process)?;
+            let changed = process.changed(&base, &pagemap)?;
+            Ok((process, pagemap, room_for(changed.iter().map(|stretch| stretch.bytes() as u64).sum())?))
+        };
+        let (process, pagemap, room) = prepare().map_err(|error| files::remove_half_made(data, error))?;
+        Ok(Self { process, pagemap, base, file, path: data.to_owned(), room })
+    }
+
+    /// Captures it. Until that is sorted out, most of it is in this process's memory alone.
+    pub fn capture(self) -> Result<Capture, CaptureError> {
+        let path = self.path.clone();
+        self.capture_now().map_err(|error| files::remove_half_made(&path, error))
+    }
+
+    fn capture_now(mut self) -> Result<Capture, CaptureError> {
+        let begin = Instant::now();
+        let batches = in_batches(&self.process.changed(&self.base, &self.pagemap)?);
+        let scanned = Instant::now();
+        let changed = batches.iter().map(Batch::pages).sum();
+        let (held, rest) = self.hold(batches)?;
+        let read = Instant::now();
+        let spilled = self.spill(&rest)?;
+        // Everything was read from one process only if that is still the one which has this pid.
+        self.process.check_alive()?;
+        let timings =
+            Timings { scan: scanned - begin, read: read - scanned, spill: read.elapsed(), total: begin.elapsed() };
+        Ok(Capture { base: self.base, file: self.file, path: self.path, changed, held, spilled, timings })
+    }
+
+    /// Reads as many batches as may be held; gives the others back.
+    fn hold(&mut self, batches: Vec<Batch>) -> Result<(Vec<Held>, Vec<Batch>), CaptureError> {
+        let (mut held, mut rest) = (Vec::with_capacity(batches.len().min(BATCHES_HELD_MAX)), Vec::new());
+        for batch in batches {
+            match self.room.pop() {
+                Some(bytes) => held.push(Held { batch, bytes }),
+                None if held.len() < BATCHES_HELD_MAX => held.push(Held { batch, bytes: room()? }),
+                None => rest.push(batch),
+            }
+        }
+        each_by_two(&mut held, |held| held.batch.read(&self.process, &mut held.bytes))?;
+        Ok((held, rest))
+    }
+
+    /// Reads batches one by one, and sorts each out at once.
+    fn spill(&self, batches: &[Batch]) -> Result<Sorted, CaptureError> {
+        let mut sorted = Sorted::default();
+        if batches.is_empty() {
+            return Ok(sorted);
+        }
+        let (mut bytes, mut sorter) = (room()?, Sorter::new(&self.base, &self.file, &self.path));
+        for batch in batches {
+            batch.read(&self.process, &mut bytes)?;
+            sorter.sort_out(batch, &bytes, &mut sorted)?;
+        }
+        Ok(sorted)
+    }
+}
+
+/// Room for what has changed so far, and some more: more will have when the process stands still. What finds none then gets
+/// its own, which takes longer.
+fn room_for(bytes: u64) -> Result<Vec<Populated>, CaptureError> {
+    let batches = bytes.div_ceil(BATCH_BYTES as u64).saturating_add(BATCHES_MORE).min(BATCHES_HELD_MAX as u64);
+    (0..batches).map(|_| room()).collect()
+}
+
+fn room() -> Result<Populated, CaptureError> {
+    Populated::of(BATCH_BYTES).map_err(|source| CaptureError::NoMemory { bytes: BATCH_BYTES, source })
+}
+
+/// A batch, and what the process had in its pages.
+#[derive(Debug)]
+struct Held {
+    batch: Batch,
+    bytes: Populated,
+}
+
+/// What a process had changed. It may go on.
 #[derive(Debug)]
 pub struct Capture {
+    base: Arc<Base>,
+    file: File,
+    path: PathBuf,
+    changed: u64,
+    held: Vec<Held>,
+    /// Of pages after those that are held.
+    spilled: Sorted,
+    timings: Timings,
+}
+
+impl Capture {
+    /// How long it had to stand still.
+    pub fn timings(&self) -> Timings {
+        self.timings
+    }
+
+    /// Compares what it had with the base, and writes what differs to the data file; with two threads. Not durable yet.
+    pub fn sort_out(self) -> Result<SortedOut, MemoryError> {
+        let Self { base, file, path, changed, held, spilled, timings: _ } = self;
+        let [first, second] = in_two(&held, |held| {
+            let (mut sorted, mut sorter) = (Sorted::default(), Sorter::new(&base, &file, &path));
+            held.iter().try_for_each(|held| sorter.sort_out(&held.batch, &held.bytes, &mut sorted))?;
+            Ok(sorted)
+        })?;
+        let sorted = first.followed_by(second).followed_by(spilled);
+        let counts = Counts {
+            scanned: base.bytes() / PAGE_BYTES,
+            changed,
+            equal: sorted.equal,
+            zero: sorted.zero,
+            data: sorted.data,
+        };
+        let (runs, sums) = sorted.into_map(base.bytes());
+        Ok(SortedOut { patch: Patch { data: file, path, runs, sums: Some(sums) }, counts })
+    }
+}
+
+/// A capture that was sorted out.
+#[derive(Debug)]
+pub struct SortedOut {
     /// What differs from the base; not durable yet.
     pub patch: Patch,
     /// What was looked at.
     pub counts: Counts,
-    /// How long it took.
-    pub timings: Timings,
-}
-
-/// Captures what process `pid`, which stands still and has mapped all of `base` privately, has changed. The data goes to the
-/// new file `data`, which is removed again on failure. Until the patch is sealed, part of it is in this process's memory alone.
-pub fn capture(pid: u32, base: &Base, data: &Path) -> Result<Capture, CaptureError> {
-    let begin = Instant::now();
-    let file = files::create_hole(data, base.bytes())?;
-    let captured = capture_to(pid, base, &file, data).map_err(|error| files::remove_half_made(data, error))?;
-    let Captured { runs, held, counts, mut timings } = captured;
-    timings.total = begin.elapsed();
-    Ok(Capture { patch: Patch { data: file, path: data.to_owned(), runs, held }, counts, timings })
-}
-
-struct Captured {
-    runs: Runs,
-    held: Vec<Held>,
-    counts: Counts,
-    timings: Timings,
-}
-
-fn capture_to(pid: u32, base: &Base, file: &File, path: &Path) -> Result<Captured, CaptureError> {
-    let process = Process::open(pid)?;
-    let regions = process.regions_of(base)?;
-    let mut pagemap = Pagemap::open(&process)?;
-    let mut collector = Collector::new(&process, base, file, path);
-    for region in regions {
-        let begin = Instant::now();
-        let changed = pagemap.changed(&process, region)?;
-        collector.timings.scan += begin.elapsed();
-        collector.counts.scanned += u64::from(region.pages);
-        for stretch in changed {
-            collector.add(region, stretch)?;
-        }
-    }
-    collector.flush()?;
-    // Everything was read from one process only if that is still the one which has this pid.
-    process.check_alive()?;
-    let Collector { runs, held, counts, timings, .. } = collector;
-    Ok(Captured { runs, held, counts, timings })
-}
-
-/// Adjacent pages of the memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stretch {
-    first: u32,
-    count: u32,
-}
-
-/// Collects changed pages until a batch is full, and sorts it out then.
-struct Collector<'a> {
-    process: &'a Process,
-    base: &'a Base,
-    file: &'a File,
-    path: &'a Path,
-    /// What is to be read next: as pages of the memory, and where they are in the process.
-    stretches: Vec<Stretch>,
-    spans: Vec<Span>,
-    pages: usize,
-    now: Held,
-    before: Vec<u8>,
-    runs: Runs,
-    held: Vec<Held>,
-    counts: Counts,
-    timings: Timings,
-}
-
-impl<'a> Collector<'a> {
-    fn new(process: &'a Process, base: &'a Base, file: &'a File, path: &'a Path) -> Self {
-        Self {
-            process,
-            base,
-            file,
-            path,
-            stretches: Vec::with_capacity(BATCH_PAGES),
-            spans: Vec::with_capacity(BATCH_PAGES),
-            pages: 0,
-            now: Held::empty(BATCH_BYTES),
-            before: vec![0; BATCH_BYTES],
-            runs: Runs::new(base.bytes()),
-            held: Vec::new(),
-            counts: Counts::default(),
-            timings: Timings::default(),
-        }
-    }
-
-    /// Adds pages that changed.
-    fn add(&mut self, region: Region, mut stretch: Stretch) -> Result<(), CaptureError> {
-        self.counts.changed += u64::from(stretch.count);
-        while stretch.count > 0 {
-            let count = stretch.count.min((BATCH_PAGES - self.pages) as u32);
-            let bytes = count as usize * PAGE_BYTES as usize;
-            self.stretches.push(Stretch { first: stretch.first, count });
-            self.spans.push(Span { address: region.address_of(stretch.first), bytes });
-            self.pages += count as usize;
-            stretch = Stretch { first: stretch.first + count, count: stretch.count - count };
-            if self.pages == BATCH_PAGES {
-                self.flush()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads what was added, sorts it out, and keeps the data.
-    fn flush(&mut self) -> Result<(), CaptureError> {
-        if self.pages == 0 {
-            return Ok(());
-        }
-        let begin = Instant::now();
-        self.process.read(&self.spans, &mut self.now.bytes[..self.pages * PAGE_BYTES as usize])?;
-        let read = Instant::now();
-        let mut at = 0;
-        for stretch in std::mem::take(&mut self.stretches) {
-            let bytes = stretch.count as usize * PAGE_BYTES as usize;
-            self.sort_out(stretch, at..at + bytes)?;
-            at += bytes;
-        }
-        let compared = Instant::now();
-        self.keep()?;
-        self.timings.read += read - begin;
-        self.timings.compare += compared - read;
-        self.timings.write += compared.elapsed();
-        self.spans.clear();
-        self.pages = 0;
-        Ok(())
-    }
-
-    /// Compares adjacent pages, whose bytes are at `place` of the batch, with the base.
-    fn sort_out(&mut self, stretch: Stretch, place: Range<usize>) -> Result<(), MemoryError> {
-        let (offset, bytes) = (u64::from(stretch.first) * PAGE_BYTES, place.len());
-        let before = if self.base.is_hole(offset, bytes as u64) {
-            None
-        } else {
-            self.base.read(offset, &mut self.before[..bytes])?;
-            Some(&self.before[..bytes])
-        };
-        for page in 0..stretch.count {
-            let at = place.start + page as usize * PAGE_BYTES as usize;
-            let in_stretch = at - place.start..at - place.start + PAGE_BYTES as usize;
-            let before = before.map_or(&ZERO_PAGE[..], |before| &before[in_stretch]);
-            let content = content(&self.now.bytes[at..at + PAGE_BYTES as usize], before);
-            match content {
-                None => self.counts.equal += 1,
-                Some(Content::Zero) => self.counts.zero += 1,
-                Some(Content::Data) => {
-                    self.counts.data += 1;
-                    self.now.add(u64::from(stretch.first + page) * PAGE_BYTES, at, PAGE_BYTES as usize);
-                }
-            }
-            if let Some(content) = content {
-                self.runs.push(Run { first: stretch.first + page, count: 1, content });
-            }
-        }
-        Ok(())
-    }
-
-    /// Holds the batch's data back, or writes it if that is too much.
-    fn keep(&mut self) -> Result<(), MemoryError> {
-        if (self.held.len() + 1) * BATCH_BYTES <= limits::CAPTURE_HELD_BYTES_MAX {
-            self.held.push(std::mem::replace(&mut self.now, Held::empty(BATCH_BYTES)));
-            return Ok(());
-        }
-        self.now.write(self.file).map_err(MemoryError::io("write", self.path))?;
-        self.now.clear();
-        Ok(())
-    }
-}
-
-/// What a page holds that differs from the base.
-fn content(now: &[u8], before: &[u8]) -> Option<Content> {
-    if now == before {
-        None
-    } else if now == ZERO_PAGE {
-        Some(Content::Zero)
-    } else {
-        Some(Content::Data)
-    }
 }
 
 #[cfg(test)]

@@ -10,8 +10,10 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use super::CaptureError;
+use super::batch::Stretch;
 use super::process::{Process, Region};
-use super::{CaptureError, Stretch};
+use crate::memory::threads::each_by_two;
 
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
@@ -20,45 +22,51 @@ const OF_FILE: u64 = 1 << 61;
 /// Bytes of an entry.
 const ENTRY_BYTES: usize = 8;
 
-/// Bytes that are read with one system call: the entries of 256 MiB.
-const READ_BYTES: usize = 512 * 1024;
+/// Pages that are looked at with one system call: those of 32 MiB.
+const PART_PAGES: u32 = 8192;
 
 /// A process's pagemap.
-pub(super) struct Pagemap {
-    file: File,
-    buffer: Vec<u8>,
-}
+#[derive(Debug)]
+pub(super) struct Pagemap(File);
 
 impl Pagemap {
     pub fn open(process: &Process) -> Result<Self, CaptureError> {
-        Ok(Self { file: process.open_file("pagemap")?, buffer: vec![0; READ_BYTES] })
+        process.open_file("pagemap").map(Self)
     }
 
-    /// The pages of `region` that changed, in order.
-    pub fn changed(&mut self, process: &Process, region: Region) -> Result<Vec<Stretch>, CaptureError> {
-        let mut changed = Vec::new();
-        let mut done = 0;
-        while done < region.pages {
-            let pages = (region.pages - done).min((READ_BYTES / ENTRY_BYTES) as u32);
-            let entries = &mut self.buffer[..pages as usize * ENTRY_BYTES];
-            let at = (region.page_address() + u64::from(done)) * ENTRY_BYTES as u64;
-            self.file.read_exact_at(entries, at).map_err(|source| process.proc_error("pagemap", source))?;
-            collect(entries, region.first + done, &mut changed);
-            done += pages;
+    /// The pages of `regions` that changed, in order; looked for with two threads.
+    pub fn changed(&self, process: &Process, regions: &[Region]) -> Result<Vec<Stretch>, CaptureError> {
+        let parts = regions.iter().flat_map(|region| region.parts(PART_PAGES));
+        let mut parts: Vec<_> = parts.map(|part| (part, Vec::new())).collect();
+        each_by_two(&mut parts, |(part, changed)| self.add_changed(process, *part, changed))?;
+        let mut all: Vec<Stretch> = Vec::new();
+        for next in parts.into_iter().flat_map(|(_, changed)| changed) {
+            match all.last_mut() {
+                Some(last) if last.goes_on_with(&next) => last.count += next.count,
+                Some(_) | None => all.push(next),
+            }
         }
-        Ok(changed)
+        Ok(all)
+    }
+
+    fn add_changed(&self, process: &Process, part: Region, changed: &mut Vec<Stretch>) -> Result<(), CaptureError> {
+        let mut entries = vec![0; part.pages as usize * ENTRY_BYTES];
+        let at = part.page_address() * ENTRY_BYTES as u64;
+        self.0.read_exact_at(&mut entries, at).map_err(|source| process.proc_error("pagemap", source))?;
+        collect(&entries, part, changed);
+        Ok(())
     }
 }
 
-/// Adds the changed pages of these entries, the first of which is of page `first`.
-fn collect(entries: &[u8], first: u32, changed: &mut Vec<Stretch>) {
-    for (page, entry) in (first..).zip(entries.chunks_exact(ENTRY_BYTES)) {
+/// Adds the changed pages of a part, of whose pages these are the entries.
+fn collect(entries: &[u8], part: Region, changed: &mut Vec<Stretch>) {
+    for (page, entry) in (part.first..).zip(entries.chunks_exact(ENTRY_BYTES)) {
         if !is_changed(u64::from_ne_bytes(entry.try_into().expect("8 bytes"))) {
             continue;
         }
         match changed.last_mut() {
             Some(last) if last.first + last.count == page => last.count += 1,
-            Some(_) | None => changed.push(Stretch { first: page, count: 1 }),
+            Some(_) | None => changed.push(Stretch { first: page, count: 1, address: part.address_of(page) }),
         }
     }
 }
@@ -93,8 +101,10 @@ mod tests {
     #[test]
     fn changed_pages_are_joined() {
         let entries = [PRESENT, SWAPPED, 0, PRESENT, PRESENT | OF_FILE].map(u64::to_ne_bytes).concat();
-        let mut changed = vec![Stretch { first: 8, count: 2 }];
-        collect(&entries, 10, &mut changed);
-        assert_eq!(changed, [Stretch { first: 8, count: 4 }, Stretch { first: 13, count: 1 }]);
+        let part = Region::at(1 << 20, 10, 5);
+        let stretch = |first, count| Stretch { first, count, address: part.address_of(first) };
+        let mut changed = Vec::new();
+        collect(&entries, part, &mut changed);
+        assert_eq!(changed, [stretch(10, 2), stretch(13, 1)]);
     }
 }

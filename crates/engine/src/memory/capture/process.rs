@@ -10,11 +10,14 @@ use rustix::process::Pid;
 use wrenn_sys::process_memory::{self, Span};
 
 use super::CaptureError;
+use super::batch::Stretch;
+use super::pagemap::Pagemap;
 use crate::limits;
 use crate::memory::runs::PAGE_BYTES;
 use crate::memory::{Base, MemoryError};
 
 /// A process, held by its folder under /proc: that stays the folder of this process and of no later one with its pid.
+#[derive(Debug)]
 pub(super) struct Process {
     id: u32,
     pid: Pid,
@@ -46,8 +49,13 @@ impl Process {
         self.open_file("stat").map(drop).map_err(|_| CaptureError::Gone { pid: self.id })
     }
 
+    /// The pages of `base` that are its own by now, in order.
+    pub fn changed(&self, base: &Base, pagemap: &Pagemap) -> Result<Vec<Stretch>, CaptureError> {
+        pagemap.changed(self, &self.regions_of(base)?)
+    }
+
     /// Where it has mapped `base`: all of it, once, writable and privately. In the base's order.
-    pub fn regions_of(&self, base: &Base) -> Result<Vec<Region>, CaptureError> {
+    fn regions_of(&self, base: &Base) -> Result<Vec<Region>, CaptureError> {
         let mut text = Vec::new();
         let maps = self.open_file("maps")?;
         let read = maps.take(limits::PROCESS_MAPS_BYTES_MAX).read_to_end(&mut text);
@@ -106,9 +114,22 @@ pub(super) struct Region {
 }
 
 impl Region {
+    #[cfg(test)]
+    pub fn at(address: u64, first: u32, pages: u32) -> Self {
+        Self { address, first, pages }
+    }
+
     /// Where a page of the memory that is in it is in the process.
     pub fn address_of(&self, page: u32) -> u64 {
         self.address + u64::from(page - self.first) * PAGE_BYTES
+    }
+
+    /// It, in parts of so many pages.
+    pub fn parts(self, pages_max: u32) -> impl Iterator<Item = Self> {
+        (0..self.pages).step_by(pages_max as usize).map(move |done| {
+            let first = self.first + done;
+            Self { address: self.address_of(first), first, pages: pages_max.min(self.pages - done) }
+        })
     }
 
     /// The number of its first page in the process's address space.
@@ -186,6 +207,16 @@ nonsense
         assert_eq!(found, wanted);
         assert_eq!(found[1].address_of(5), 0x7f00_0001_1000);
         assert_eq!(check_tiling(&found, 6 * 4096), Ok(()));
+    }
+
+    #[test]
+    fn a_region_is_cut_into_parts() {
+        let region = Region::at(0x7f00_0000_0000, 4, 5);
+        let parts: Vec<_> = region.parts(2).collect();
+        let wanted = [(0, 2), (2, 2), (4, 1)]
+            .map(|(done, pages)| Region::at(0x7f00_0000_0000 + u64::from(done) * 4096, 4 + done, pages));
+        assert_eq!(parts, wanted);
+        assert_eq!(region.parts(5).collect::<Vec<_>>(), [region]);
     }
 
     #[test]

@@ -4,14 +4,24 @@ use std::os::unix::fs::FileExt;
 
 use proptest::prelude::*;
 use wrenn_sys::mapping::PrivateMapping;
+use wrenn_sys::process_memory::Span;
 
 use super::*;
-use crate::memory::{Checksums, Files, SealedPatch, fold, verify};
+use crate::memory::{Checksums, Content, Files, Run, SealedPatch, fold, verify};
 
 const PAGE: usize = PAGE_BYTES as usize;
 
 fn own() -> u32 {
     std::process::id()
+}
+
+/// What this process has changed over `base`, sorted out.
+fn capture(pid: u32, base: &Arc<Base>, data: &Path) -> Result<SortedOut, CaptureError> {
+    Ok(Prepared::of(pid, Arc::clone(base), data)?.capture()?.sort_out()?)
+}
+
+fn open_base(files: &Files) -> Arc<Base> {
+    Arc::new(Base::open(&files.base).unwrap())
 }
 
 fn contents(mapping: &PrivateMapping) -> Vec<u8> {
@@ -34,7 +44,7 @@ fn base_of(pages: usize, folder: tempfile::TempDir) -> (tempfile::TempDir, Files
 #[test]
 fn what_a_process_changed_is_found() {
     let (_folder, files) = base_of(1024, tempfile::tempdir().unwrap());
-    let base = Base::open(&files.base).unwrap();
+    let base = open_base(&files);
     let mut mapping = PrivateMapping::of(base.file()).unwrap();
     // Split into several mappings, as advice of a VMM does.
     mapping.split(100 * PAGE, 50 * PAGE).unwrap();
@@ -50,12 +60,15 @@ fn what_a_process_changed_is_found() {
     mapping.write(300 * PAGE, &vec![201; 600 * PAGE]);
     mapping.write(1024 * PAGE - 1, &[9]);
 
-    let mut captured = capture(own(), &base, &files.patch_data).unwrap();
+    let captured = capture(own(), &base, &files.patch_data).unwrap();
     let wanted = Counts { scanned: 1024, changed: 3 + 3 + 600 + 1, equal: 2, zero: 1, data: 3 + 600 + 1 };
     assert_eq!(captured.counts, wanted);
     let runs = [(0, 1, Content::Zero), (99, 3, Content::Data), (300, 600, Content::Data), (1023, 1, Content::Data)];
     let runs = runs.map(|(first, count, content)| Run { first, count, content });
     assert_eq!(captured.patch.runs().list(), runs);
+
+    let sums = captured.patch.sums.clone().unwrap();
+    assert_eq!(sums, Checksums::of(&captured.patch.data, &files.patch_data).unwrap());
 
     let memory = contents(&mapping);
     drop(mapping);
@@ -66,18 +79,38 @@ fn what_a_process_changed_is_found() {
 }
 
 #[test]
-fn more_than_is_held_back_is_written_at_once() {
-    let pages = limits::CAPTURE_HELD_BYTES_MAX / PAGE + 3 * BATCH_PAGES + 5;
+fn more_than_is_held_is_sorted_out_at_once() {
+    let pages = limits::CAPTURE_HELD_BYTES_MAX / PAGE + 3 * BATCH_BYTES / PAGE + 5;
     let (_folder, files) = base_of(pages, tempfile::tempdir().unwrap());
-    let base = Base::open(&files.base).unwrap();
+    let base = open_base(&files);
     let mut mapping = PrivateMapping::of(base.file()).unwrap();
     (0..pages).for_each(|page| mapping.write(page * PAGE, &[page as u8, 77]));
-    let mut captured = capture(own(), &base, &files.patch_data).unwrap();
-    assert_eq!(captured.patch.held.len() * BATCH_BYTES, limits::CAPTURE_HELD_BYTES_MAX);
+    let captured = Prepared::of(own(), base, &files.patch_data).unwrap().capture().unwrap();
+    assert_eq!(captured.held.len(), BATCHES_HELD_MAX);
+    assert_eq!(captured.spilled.data + captured.spilled.equal, (3 * BATCH_BYTES / PAGE + 5) as u64);
     let memory = contents(&mapping);
     drop(mapping);
-    captured.patch.seal(&files.patch_map).unwrap();
-    assert!(captured.patch.held.is_empty());
+    captured.sort_out().unwrap().patch.seal(&files.patch_map).unwrap();
+    SealedPatch::open(&files, memory.len() as u64).unwrap().unwrap().verify().unwrap();
+    fold(&files).unwrap();
+    assert!(std::fs::read(&files.base).unwrap() == memory);
+}
+
+#[test]
+fn what_changes_while_a_capture_is_prepared_is_in_it() {
+    let (_folder, files) = base_of(4096, tempfile::tempdir().unwrap());
+    let base = open_base(&files);
+    let mut mapping = PrivateMapping::of(base.file()).unwrap();
+    mapping.write(0, &[1; 3 * PAGE]);
+    let prepared = Prepared::of(own(), base, &files.patch_data).unwrap();
+    // More than there is room for, in part where something had changed before.
+    mapping.write(PAGE, &vec![2; 6 * BATCH_BYTES]);
+    let memory = contents(&mapping);
+    let captured = prepared.capture().unwrap();
+    // And what changes afterwards is not.
+    mapping.write(0, &[3; 9 * PAGE]);
+    drop(mapping);
+    captured.sort_out().unwrap().patch.seal(&files.patch_map).unwrap();
     fold(&files).unwrap();
     assert!(std::fs::read(&files.base).unwrap() == memory);
 }
@@ -85,7 +118,7 @@ fn more_than_is_held_back_is_written_at_once() {
 #[test]
 fn the_first_capture_is_a_base() {
     let folder = tempfile::tempdir().unwrap();
-    let zero = Base::create_zero(&folder.path().join("zero"), 512 * PAGE_BYTES).unwrap();
+    let zero = Arc::new(Base::create_zero(&folder.path().join("zero"), 512 * PAGE_BYTES).unwrap());
     let mut mapping = PrivateMapping::of(zero.file()).unwrap();
     mapping.write(3 * PAGE + 17, b"something");
     mapping.write(5 * PAGE, &[0; PAGE]);
@@ -115,11 +148,11 @@ fn the_file_of_memory_gives_the_same() {
 #[test]
 fn what_nobody_changed_is_an_empty_patch() {
     let (_folder, files) = base_of(16, tempfile::tempdir().unwrap());
-    let base = Base::open(&files.base).unwrap();
+    let base = open_base(&files);
     let mapping = PrivateMapping::of(base.file()).unwrap();
     mapping.read(0, &mut [0; 16 * PAGE]);
     let before = contents(&mapping);
-    let mut captured = capture(own(), &base, &files.patch_data).unwrap();
+    let captured = capture(own(), &base, &files.patch_data).unwrap();
     assert_eq!(captured.counts, Counts { scanned: 16, ..Counts::default() });
     captured.patch.seal(&files.patch_map).unwrap();
     drop(mapping);
@@ -130,7 +163,7 @@ fn what_nobody_changed_is_an_empty_patch() {
 #[test]
 fn what_cannot_be_captured_leaves_nothing() {
     let (_folder, files) = base_of(16, tempfile::tempdir().unwrap());
-    let base = Base::open(&files.base).unwrap();
+    let base = open_base(&files);
     let error = capture(own(), &base, &files.patch_data).unwrap_err();
     assert!(matches!(error, CaptureError::Mapping { offset: 0, .. }), "{error}");
     for pid in [0, i32::MAX as u32, u32::MAX] {
@@ -160,12 +193,14 @@ proptest! {
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let (_folder, files) = base_of(340, folder);
         for writes in generations {
-            let base = Base::open(&files.base).unwrap();
+            let base = open_base(&files);
             let mut mapping = PrivateMapping::of(base.file()).unwrap();
             for (page, count, fill) in writes {
                 mapping.write(page * PAGE, &vec![fill; count * PAGE]);
             }
-            let mut captured = capture(own(), &base, &files.patch_data).unwrap();
+            let captured = capture(own(), &base, &files.patch_data).unwrap();
+            let sums = Checksums::of(&captured.patch.data, &files.patch_data).unwrap();
+            prop_assert_eq!(captured.patch.sums.as_ref(), Some(&sums));
             let memory = contents(&mapping);
             drop(mapping);
             captured.patch.seal(&files.patch_map).unwrap();

@@ -192,6 +192,10 @@ impl Machine for Microvm {
         self.client.change(&Change::Vm(VmState::Paused)).await
     }
 
+    fn keeps_memory(&self) -> bool {
+        false
+    }
+
     async fn capture(&mut self, into: &Path, then: Then) -> Result<Captured, VmmError> {
         match self.client.ask::<GetInstance>().await?.state {
             InstanceState::Paused => {}

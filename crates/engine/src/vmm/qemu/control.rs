@@ -427,6 +427,11 @@ impl Machine for Qmp {
         self.execute(Command::Stop).await.map(drop)
     }
 
+    /// It saves the devices' state as the end of a migration does: after memory.
+    fn keeps_memory(&self) -> bool {
+        true
+    }
+
     /// Both ways are one here: QEMU keeps nothing of the file.
     async fn capture(&mut self, into: &Path, _then: Then) -> Result<Captured, VmmError> {
         match self.status().await?.status {
