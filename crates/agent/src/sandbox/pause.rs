@@ -16,7 +16,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wrenn_engine::memory::{self, Base, Capture, CaptureError, Checksums, Files, MemoryError, PAGE_BYTES, Patch, Prepared};
+use wrenn_engine::memory::{
+    self, Base, Capture, CaptureError, Checksums, Files, MemoryError, PAGE_BYTES, Patch, Prepared,
+};
 use wrenn_engine::storage::StorageError;
 use wrenn_engine::vmm::{Captured, GuestCpu, Machine, Then, VmmError};
 
@@ -122,15 +124,12 @@ async fn capture(sandbox: &mut Sandbox, options: PauseOptions, watch: &mut Stopw
     let folder = sandbox.parts.generations().begin(number)?;
 
     // What need not be done while the guest stands still is done while it comes to a stand.
-    let (frozen, ready) = tokio::join!(
-        sandbox.envd.freeze(host_key(&sandbox.parts)),
-        async {
-            match options.disk_only {
-                true => Ok(None),
-                false => prepare_memory(&sandbox.parts, &*sandbox.machine, &folder).await.map(Some),
-            }
+    let (frozen, ready) = tokio::join!(sandbox.envd.freeze(host_key(&sandbox.parts)), async {
+        match options.disk_only {
+            true => Ok(None),
+            false => prepare_memory(&sandbox.parts, &*sandbox.machine, &folder).await.map(Some),
         }
-    );
+    });
     frozen?;
     let ready = ready?;
     if options.disk_only {
@@ -144,9 +143,7 @@ async fn capture(sandbox: &mut Sandbox, options: PauseOptions, watch: &mut Stopw
     watch.lap("freeze cpus");
     let kept = match ready {
         None => Kept::Disk,
-        Some(ready) => {
-            capture_memory(&mut *sandbox.machine, (&folder, ready), Then::Ends, watch).await?
-        }
+        Some(ready) => capture_memory(&mut *sandbox.machine, (&folder, ready), Then::Ends, watch).await?,
     };
     sandbox.parts.reached(Step::PauseCaptured)?;
     make_durable(&sandbox.parts, number, &folder, kept).await?;
@@ -169,11 +166,7 @@ pub(super) struct Ready {
 }
 
 /// Gets ready to capture memory.
-pub(super) async fn prepare_memory(
-    parts: &Parts,
-    machine: &dyn Machine,
-    folder: &Folder,
-) -> Result<Ready, PauseError> {
+pub(super) async fn prepare_memory(parts: &Parts, machine: &dyn Machine, folder: &Folder) -> Result<Ready, PauseError> {
     let cpu = parts.host.vmm.cpu()?;
     let (base, builds_on) = open_base(parts)?;
     let base = Arc::new(base);

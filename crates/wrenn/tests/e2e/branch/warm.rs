@@ -34,7 +34,8 @@ fn root_the_second_sandbox_of_a_kind_starts_warm_and_another_kind_cold() {
         }
     }
     let templates = world.json(&["template", "ls"]);
-    let minimal = templates["templates"].as_array().unwrap().iter().find(|template| template["name"] == "minimal").unwrap();
+    let minimal =
+        templates["templates"].as_array().unwrap().iter().find(|template| template["name"] == "minimal").unwrap();
     assert_eq!(minimal["warm"].as_array().unwrap().len(), 2, "{minimal}");
     // One that starts warm is a sandbox like any other.
     world.sandbox(&["pause", &ids[1]]);
