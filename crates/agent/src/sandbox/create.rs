@@ -381,8 +381,7 @@ async fn bring_up(
         Origin::Captured { guest, warm } => match usable(parts, warm.as_ref()).await? {
             Some((disk, vm)) => {
                 let (risen, line) = go_on(parts, rise, &guest, (disk, vm), watch, cancel).await?;
-                // Nobody was there yet when a warm image was captured.
-                (risen, if warm.is_some() { None } else { Some(line) })
+                (risen, Some(line))
             }
             None => (boot(parts, rise, warm, watch, cancel).await?, None),
         },

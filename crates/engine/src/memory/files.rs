@@ -84,12 +84,6 @@ pub(super) fn read(path: &Path, limit: fn(&[u8]) -> Result<u64, FormatError>) ->
     Ok(Some(bytes))
 }
 
-/// Makes `path` be `bytes`, durable when this returns: after a crash it is as before or as wanted. Takes the room that
-/// [`keep_room`] has kept.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), MemoryError> {
-    stage(path, bytes)?.put()
-}
-
 /// Writes what `path` is to be to a durable file beside it, which takes the room that [`keep_room`] has kept.
 pub(super) fn stage(path: &Path, bytes: &[u8]) -> Result<Staged, MemoryError> {
     let temporary = temporary(path);
@@ -119,7 +113,7 @@ impl Staged {
     }
 }
 
-/// The next [`replace`] of `path` by so many bytes at most finds room, where the file system can promise that.
+/// The next [`stage`] of `path` with so many bytes at most finds room, where the file system can promise that.
 pub(super) fn keep_room(path: &Path, bytes: u64) -> Result<(), MemoryError> {
     let temporary = temporary(path);
     let failed = MemoryError::io("keep room for", &temporary);
