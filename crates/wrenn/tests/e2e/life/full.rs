@@ -222,7 +222,8 @@ fn root_a_disk_that_is_full_at_any_moment_of_a_life_does_not_keep_a_sandbox_from
                 world.agent(&[])
             }
         };
-        assert_eq!((world.state(&runs).as_str(), world.state(&rests).as_str()), ("running", "paused"));
+        let states = (world.state(&runs), world.state(&rests));
+        assert_eq!((states.0.as_str(), states.1.as_str()), ("running", "paused"), "{}", world.agent_words());
         for id in [&runs, &rests] {
             assert!(world.output(&["sandbox", "rm", id]).status.success(), "{}", world.agent_words());
         }
