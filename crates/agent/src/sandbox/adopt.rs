@@ -128,16 +128,29 @@ async fn destroy(mut parts: Parts) -> Adopted {
 }
 
 async fn take_over(mut parts: Parts) -> Adopted {
+    let ran = parts.manifest.state == State::Running;
     match attach(&mut parts).await {
         Ok(mut risen) => {
             // CPUs that an agent had stopped, users whom it had not let go on yet: to thaw what runs changes nothing.
-            match pause::go_on(&mut parts, &mut *risen.machine, &risen.envd).await {
-                Ok(()) => Adopted::Runs(Box::new(Sandbox::new(parts, risen, Stopwatch::default()))),
-                Err(error) => stop(parts, &TakeOverError::GoOn(Box::new(error))).await,
+            let went_on = pause::go_on(&mut parts, &mut *risen.machine, &risen.envd).await;
+            let sandbox = Box::new(Sandbox::new(parts, risen, Stopwatch::default()));
+            match went_on {
+                Ok(()) => Adopted::Runs(sandbox),
+                Err(error) => unanswered(sandbox, ran, error).await,
             }
         }
         Err(error) => stop(parts, &error).await,
     }
+}
+
+/// A VM that runs and whose guest does not answer may stand still for want of room on the disk: that is no reason to end it.
+async fn unanswered(mut sandbox: Box<Sandbox>, ran: bool, error: PauseError) -> Adopted {
+    if ran && !sandbox.vm_has_ended().await {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(sandbox = %sandbox.id(), error, "the guest of a sandbox that is taken over does not answer");
+        return Adopted::Runs(sandbox);
+    }
+    stop(sandbox.into_parts(), &TakeOverError::GoOn(Box::new(error))).await
 }
 
 async fn attach(parts: &mut Parts) -> Result<Risen, TakeOverError> {

@@ -272,7 +272,8 @@ fn a_stale_socket_is_replaced_and_a_live_one_respected() {
 fn a_wrong_call_says_so_on_stderr() {
     let folder = tempfile::tempdir().unwrap();
     let bad = folder.path().join("spec.json");
-    std::fs::write(&bad, "{\"version\": 1, \"nonsense\": true}").unwrap();
+    let version = wrenn_proto::shim::SPEC_VERSION;
+    std::fs::write(&bad, format!("{{\"version\": {version}, \"nonsense\": true}}")).unwrap();
     let missing = folder.path().join("missing");
     let table = [
         (vec![], "usage"),
