@@ -84,7 +84,7 @@ fn checked_layers(
 ) -> Result<Vec<Layer>, FlattenError> {
     let (template, folder, layers) = (host.images.template(&record.template)?, stored.generation(), stored.layers());
     captured.disk.beneath.iter().try_for_each(|id| layers.verify(id))?;
-    folder.verify_disk().map_err(VerifyError::from)?;
+    folder.verify_disk()?;
     let format = captured.disk.format;
     let between = captured.disk.beneath.iter();
     let between = between.map(|id| Layer { path: layers.path(id), format, size_bytes: captured.disk.size_bytes });

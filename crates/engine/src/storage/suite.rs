@@ -309,7 +309,12 @@ fn apply(bench: &Bench<'_>, disk: &Disk, model: &mut [u8], writes: &[(u64, u64, 
 fn merged_layers_are_read_as_the_layers(bench: &Bench<'_>) {
     let writes = proptest::collection::vec((0u64..1500, 1u64..64, 0u8..4), 0..6);
     let layers = proptest::collection::vec((writes, 0u64..2), 1..5);
-    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(12) });
+    // A disk takes seconds to be made and removed where device-mapper is emulated.
+    let cases = match bench.storage.backend() {
+        Backend::DeviceMapper => 2,
+        Backend::Qcow2 => 12,
+    };
+    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(cases) });
     runner.run(&layers, |layers| merge(bench, &layers)).unwrap();
 }
 
