@@ -157,9 +157,11 @@ const QEMU: Which = Which { name: "testbed: qemu+kvm+dm", stack: Some("qemu+kvm+
 const FIRECRACKER: Which =
     Which { name: "testbed: firecracker+kvm+dm", stack: Some("firecracker+kvm+dm"), tests: "binary(e2e)" };
 
-/// What samples a matrix of branches, or of disks without room, does so on the machine itself in every run: there a cell takes
-/// seconds. In the emulated hosts a soak runs the whole of it.
-const IN_EVERY_RUN: &str = "not (test(branch::kill) | test(branch::model) | (test(life::full) & test(at_any_moment)))";
+/// What the emulated hosts leave to the machine itself for now: a guest in there, two translations deep, often cannot tell its
+/// clock within 50 ms while others come up beside it, and then a fork is refused. `testbed test 'test(branch::)'` and a soak run
+/// them.
+const IN_EVERY_RUN: &str =
+    "not (test(branch::) | test(life::on_demand) | test(comes_back) | (test(life::full) & test(at_any_moment)))";
 
 fn without_firecracker() -> Tally {
     let why = "there is no Firecracker: put a release binary (1.14.4 or newer, not 1.15.0) into PATH, or name it in \

@@ -67,8 +67,7 @@ impl Agent {
 
     /// A new sandbox with that much memory.
     pub async fn create(&self, setting: &Setting, memory: Mib) -> Result<View> {
-        let mut request = setting.request();
-        request.shape.memory = memory;
+        let mut request = setting.request_of(memory);
         request.metadata.insert(LABEL.0.to_owned(), LABEL.1.to_owned());
         Ok(self.remote.create(request).await?.changed.view)
     }

@@ -72,7 +72,7 @@ async fn boot(setting: &Setting, lease: &Lease) -> Result<Duration> {
 
 async fn boot_qemu(setting: &Setting, lease: &Lease, vm: VmSpec) -> Result<Duration> {
     let Plan { launch, boot: _not_needed_by_qemu } = setting.host.vmm.plan(vm)?;
-    let Launch { program, args, descriptors, jail: _ } = launch;
+    let Launch { program, args, descriptors, jail: _, pager: _ } = launch;
     let mut spawn = Spawn::new(program).args(args);
     for (fd, number) in &descriptors {
         spawn = spawn.fd(fd.as_fd(), *number);

@@ -28,10 +28,12 @@ use anyhow::{Context as _, Result, ensure};
 use tokio::time::sleep;
 use wrenn_agent::generation::{Folder, Generation, Generations, Number};
 use wrenn_agent::host_agent::{Changed, HostAgent as _, PauseOptions, ResumeOptions, View};
+use wrenn_agent::layers::Layers;
 use wrenn_agent::sandbox::Timing;
 use wrenn_engine::network::Lease;
+use wrenn_engine::storage::Layer;
 use wrenn_engine::units::Mib;
-use wrenn_engine::vmm::{DriverKind, HostFile, Start};
+use wrenn_engine::vmm::{DriverKind, HostFile, MemoryBacking, Start};
 
 use crate::Round;
 use crate::agent::Agent;
@@ -305,13 +307,14 @@ async fn restore(setting: &Setting, lease: &Lease, rest: &Rest) -> Result<Durati
     // Sockets want a short path, and the copy of the disk the file system of the disk.
     let (scratch, disk_folder) = (tempfile::tempdir()?, tempfile::tempdir_in(&setting.data)?);
     let description = Generation::read(&rest.folder)?.disk;
-    let generations = Generations::of(&rest.beside);
+    let beneath = Layers::of(&rest.beside);
+    let layer = |id| Layer { path: beneath.path(id), format: description.format, size_bytes: description.size_bytes };
     let mut layers = vec![plain::template_layer(setting)?];
-    layers.extend(description.beneath.iter().map(|number| generations.folder(*number).layer(&description)));
+    layers.extend(description.beneath.iter().map(layer));
     layers.push(rest.folder.layer(&description));
     let devices = HostFile::open(&rest.folder.devices())?;
     let memory = HostFile::open(&rest.folder.memory_files().base)?;
-    let start = (Start::Restore { devices }, memory);
+    let start = (Start::Restore { devices, memory: MemoryBacking::File }, memory);
     let disk = setting.host.storage.restore(&plain::place(setting, disk_folder.path()), &layers)?;
     let restored = match plain::vm(setting, lease, scratch.path(), &disk, start) {
         Ok(vm) => plain::restored(setting, lease, vm).await,

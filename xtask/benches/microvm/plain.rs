@@ -101,7 +101,7 @@ fn drain(mut console: io::PipeReader) {
 ///
 /// A Firecracker is put into the root that the driver has for it, because what it captured names its disk in there.
 pub async fn restored(setting: &Setting, lease: &Lease, vm: VmSpec) -> Result<Duration> {
-    let Plan { launch: Launch { program, args, descriptors, jail }, boot } = setting.host.vmm.plan(vm)?;
+    let Plan { launch: Launch { program, args, descriptors, jail, pager: _ }, boot } = setting.host.vmm.plan(vm)?;
     let netns = File::open(lease.netns_path())?;
     let mut spawn = Spawn::new(program).args(args).netns(netns.as_fd());
     for (fd, number) in &descriptors {

@@ -9,9 +9,10 @@ use anyhow::{Context as _, Result};
 use tokio::runtime::Runtime;
 use wrenn_agent::faults::Faults;
 use wrenn_agent::host::{Host, install_shim};
-use wrenn_agent::host_agent::{CreateRequest, OnTimeout};
+use wrenn_agent::host_agent::{CreateRequest, Fresh, OnTimeout, Source};
 use wrenn_agent::instance::{Instance, RUN_DIR};
 use wrenn_agent::sandbox::Shape;
+use wrenn_agent::snapshot::{Snapshots, WarmImages};
 use wrenn_engine::cgroup::Cgroups;
 use wrenn_engine::image::ImageStore;
 use wrenn_engine::memory::Verified;
@@ -82,6 +83,9 @@ impl Setting {
         };
         let host = Host {
             images: ImageStore::open(&args.data, guest)?,
+            snapshots: Snapshots::of(&args.data),
+            warm: WarmImages::of(&args.data),
+            restore: chosen.restore.value,
             network: Network::open(instance.tag(), instance.dir(), NetworkConfig::default())?,
             storage,
             vmm,
@@ -106,10 +110,14 @@ impl Setting {
 
     /// What every sandbox is asked to be.
     pub fn request(&self) -> CreateRequest {
+        self.request_of(MEMORY)
+    }
+
+    /// The same with another size; booted, which is what is measured.
+    pub fn request_of(&self, memory: Mib) -> CreateRequest {
+        let shape = Shape { vcpus: VCPUS, memory, disk: None };
         CreateRequest {
-            template: TEMPLATE.to_owned(),
-            kernel: None,
-            shape: Shape { vcpus: VCPUS, memory: MEMORY, disk: None },
+            source: Source::Template(Fresh { template: TEMPLATE.to_owned(), kernel: None, shape, cold: true }),
             env: BTreeMap::new(),
             metadata: BTreeMap::new(),
             timeout: None,

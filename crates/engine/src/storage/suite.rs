@@ -318,8 +318,10 @@ fn merged_layers_are_read_as_the_layers(bench: &Bench<'_>) {
     runner.run(&layers, |layers| merge(bench, &layers)).unwrap();
 }
 
-/// What is written in each layer, and by how many MiB its disk is larger than the one beneath.
-fn merge(bench: &Bench<'_>, written: &[(Vec<(u64, u64, u8)>, u64)]) -> Result<(), TestCaseError> {
+/// What is written in a layer (first block, blocks, what), and by how many MiB its disk is larger than the one beneath.
+type Written = (Vec<(u64, u64, u8)>, u64);
+
+fn merge(bench: &Bench<'_>, written: &[Written]) -> Result<(), TestCaseError> {
     let base = bench.base();
     let mut model = std::fs::read(&base.path).unwrap();
     let mut layers = vec![base.clone()];

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     fn stretch(first: u32, count: u32) -> Stretch {
-        Stretch { first, count, address: 1 << 30 | u64::from(first) * PAGE_BYTES }
+        Stretch { first, count, address: (1 << 30) | (u64::from(first) * PAGE_BYTES) }
     }
 
     #[test]

@@ -132,7 +132,7 @@ fn root_a_fault_at_any_moment_of_a_fork_leaves_the_parent_and_forks_or_nothing()
             if state == "running" {
                 assert_eq!(world.sh(child, "cat /root/file /dev/shm/file"), "on disk\nin memory\n", "{cell:?}");
             }
-            world.remove(&[child.clone()]);
+            world.remove(std::slice::from_ref(child));
         }
         let left = std::fs::read_dir(world.dir().join("snapshots")).map_or(0, Iterator::count);
         assert_eq!(left, 0, "{cell:?}: half a capture stays");
