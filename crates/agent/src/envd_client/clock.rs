@@ -12,13 +12,13 @@
 //! and stepped by what that said: a step is exact, so what it leaves is half of that round trip. On a busy host most round
 //! trips are long; one of many is not.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{sleep, timeout};
 use wrenn_proto::envd::host_calls::{Clock, ClockAnswer};
 
 use super::EnvdError;
-use super::host_call::{CLOCK, HostKey, HostLine, parsed};
+use super::host_call::{CLOCK, HostKey, HostLine, Timed, parsed};
 
 /// Between two tries: what disturbed the last one may be over.
 const TRY_GAP: Duration = Duration::from_millis(10);
@@ -126,9 +126,7 @@ impl HostLine {
 
     async fn read_clock(&mut self, host: HostKey<'_>, step_ns: Option<i64>) -> Result<ClockReading, EnvdError> {
         let body = serde_json::to_vec(&Clock { step_ns }).expect("a number is JSON");
-        let (sent, begun) = (SystemTime::now(), Instant::now());
-        let answer = self.call(host, &CLOCK, body).await?;
-        let took = begun.elapsed();
+        let Timed { answer, sent, took } = self.timed(host, &CLOCK, body).await?;
         let ClockAnswer { unix_ns } = parsed(CLOCK.name, &answer)?;
         let now_ns = told_unix_ns(CLOCK.name, &unix_ns)?;
         let reading = ClockReading::new(sent, took, Answered { arrived_ns: now_ns, answered_ns: now_ns });

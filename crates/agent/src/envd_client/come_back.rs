@@ -9,7 +9,7 @@
 //! later, so each kind of call and each connection that is not needed counts.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -18,7 +18,7 @@ use wrenn_engine::names::SandboxId;
 use wrenn_proto::envd::host_calls::{self as wire, ResumedAnswer};
 
 use super::clock::{Answered, ClockReading, told_unix_ns, unix_ns};
-use super::host_call::{HostKey, HostLine, RESUMED, parsed};
+use super::host_call::{HostKey, HostLine, RESUMED, Timed, parsed};
 use super::{ATTEMPT_LIMIT, EnvdClient, EnvdError, repeated, words};
 
 /// What a guest is told whose memory was restored.
@@ -105,10 +105,8 @@ impl HostLine {
         within: Duration,
         limit: Duration,
     ) -> Result<CameBack, EnvdError> {
-        let (sent, begun) = (SystemTime::now(), Instant::now());
-        let body = serde_json::to_vec(&resumed.to_wire(sent)).expect("strings are JSON");
-        let answer = self.call(host, &RESUMED, body).await?;
-        let took = begun.elapsed();
+        let body = serde_json::to_vec(&resumed.to_wire(SystemTime::now())).expect("strings are JSON");
+        let Timed { answer, sent, took } = self.timed(host, &RESUMED, body).await?;
         let answer: ResumedAnswer = parsed(RESUMED.name, &answer)?;
         let guest = Answered {
             arrived_ns: told_unix_ns(RESUMED.name, &answer.arrived_unix_ns)?,

@@ -4,7 +4,7 @@
 //! turned into another. The guest knows the public half from its kernel command line.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -134,9 +134,29 @@ impl HostLine {
     }
 
     pub(super) async fn call(&mut self, host: HostKey<'_>, call: &HostCall, body: Vec<u8>) -> Result<Bytes, EnvdError> {
-        let request = signed(host, self.nonces.next(), call.path, body);
-        self.line.ask(request, call.name, call.limit).await
+        Ok(self.timed(host, call, body).await?.answer)
     }
+
+    /// The same, for who wants to know when it was sent and how long it took: without the signing, which takes long where
+    /// everything does.
+    pub(super) async fn timed(
+        &mut self,
+        host: HostKey<'_>,
+        call: &HostCall,
+        body: Vec<u8>,
+    ) -> Result<Timed, EnvdError> {
+        let request = signed(host, self.nonces.next(), call.path, body);
+        let (sent, begun) = (SystemTime::now(), Instant::now());
+        let answer = self.line.ask(request, call.name, call.limit).await?;
+        Ok(Timed { answer, sent, took: begun.elapsed() })
+    }
+}
+
+/// An answer, and the times of its call by the host's clock.
+pub(super) struct Timed {
+    pub answer: Bytes,
+    pub sent: SystemTime,
+    pub took: Duration,
 }
 
 /// An answer that is JSON; anything else breaks the protocol.
