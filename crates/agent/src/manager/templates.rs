@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use wrenn_engine::image::{ImageError, Template, TemplateError};
 use wrenn_engine::storage::allocated_bytes;
-use wrenn_engine::units::Mib;
 
 use super::{Manager, create_error};
 use crate::flatten::{self, FlattenError};
@@ -15,7 +14,7 @@ use crate::host::Host;
 use crate::host_agent::{
     AgentError, Code, CreateRequest, Fresh, HostAgent as _, OnTimeout, Source, TemplateView, WarmView, Warmed,
 };
-use crate::sandbox::{self, CreateError, HostFacts, Timing, blocking};
+use crate::sandbox::{Checked, CreateError, Timing, blocking};
 use crate::snapshot::Key;
 
 impl Manager {
@@ -113,10 +112,7 @@ impl Manager {
 
 /// What the warm image of such a sandbox fits to, and that image if it is there.
 fn find(host: &Host, fresh: &Fresh) -> Result<(Key, Option<WarmView>), CreateError> {
-    let template = host.images.template(&fresh.template)?;
-    let kernel = host.images.kernel(fresh.kernel.as_deref())?;
-    let facts = HostFacts { memory: host.memory, template_disk: Mib::holding(template.size_bytes) };
-    let key = sandbox::warm_key(host, &template, &kernel, fresh.shape.check(facts)?)?;
+    let key = Checked::of(host, fresh)?.warm_key(host)?;
     let found = warm_view(host, &key);
     Ok((key, found))
 }

@@ -197,39 +197,50 @@ impl CreateRequest {
 
 fn begin_fresh(host: &Arc<Host>, fresh: &Fresh, request: &CreateRequest, owner: Owner) -> Result<Begun, CreateError> {
     let mut watch = Stopwatch::default();
-    let template = host.images.template(&fresh.template)?;
-    let kernel = host.images.kernel(fresh.kernel.as_deref())?;
-    let facts = HostFacts { memory: host.memory, template_disk: Mib::holding(template.size_bytes) };
-    let shape = fresh.shape.check(facts)?;
-    let warm = if fresh.cold { None } else { Some(warm_key(host, &template, &kernel, shape)?) };
+    let checked = Checked::of(host, fresh)?;
+    let warm = if fresh.cold { None } else { Some(checked.warm_key(host)?) };
     if let Some((key, stored)) = warm.as_ref().and_then(|key| host.warm.find(key).map(|stored| (key, stored))) {
         let begun = begin_from(host, &stored, &request.wishes(), owner)?;
         let Origin::Captured { guest, .. } = begun.origin else { unreachable!("it starts from what was captured") };
         return Ok(Begun { origin: Origin::Captured { guest, warm: Some(key.clone()) }, ..begun });
     }
+    let Checked { template, kernel, shape } = checked;
     let build = |id| first_manifest(host, &request.wishes(), id, (&template, &kernel), shape);
     let parts = begin_parts(host, owner, build, |_| Ok(()))?;
     watch.lap("prepare");
     Ok(Begun { parts, template, kernel, origin: Origin::Boot { warm }, ready_limit: request.ready_limit, watch })
 }
 
-/// What a warm image of such a sandbox fits to.
-pub(crate) fn warm_key(
-    host: &Host,
-    template: &Template,
-    kernel: &KernelFiles,
+/// What a fresh sandbox is to be made of, all of which is there.
+pub(crate) struct Checked {
+    template: Template,
+    kernel: KernelFiles,
     shape: CheckedShape,
-) -> Result<Key, CreateError> {
-    Ok(Key {
-        template: template.id.clone(),
-        kernel: kernel.id.clone(),
-        vcpus: shape.vcpus,
-        memory: shape.memory,
-        disk: shape.disk,
-        vmm: host.vmm.describe().clone(),
-        cpu: host.vmm.cpu()?,
-        storage: host.storage.layer_format(),
-    })
+}
+
+impl Checked {
+    /// Finds it, and that this host can give it.
+    pub(crate) fn of(host: &Host, fresh: &Fresh) -> Result<Self, CreateError> {
+        let template = host.images.template(&fresh.template)?;
+        let kernel = host.images.kernel(fresh.kernel.as_deref())?;
+        let facts = HostFacts { memory: host.memory, template_disk: Mib::holding(template.size_bytes) };
+        let shape = fresh.shape.check(facts)?;
+        Ok(Self { template, kernel, shape })
+    }
+
+    /// What a warm image of such a sandbox fits to.
+    pub(crate) fn warm_key(&self, host: &Host) -> Result<Key, CreateError> {
+        Ok(Key {
+            template: self.template.id.clone(),
+            kernel: self.kernel.id.clone(),
+            vcpus: self.shape.vcpus,
+            memory: self.shape.memory,
+            disk: self.shape.disk,
+            vmm: host.vmm.describe().clone(),
+            cpu: host.vmm.cpu()?,
+            storage: host.storage.layer_format(),
+        })
+    }
 }
 
 /// Begins one that goes on from what was captured.

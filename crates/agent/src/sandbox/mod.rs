@@ -41,7 +41,7 @@ use self::room::{News, Room};
 use crate::envd_client::EnvdClient;
 use crate::host_agent::Start;
 
-pub(crate) use create::warm_key;
+pub(crate) use create::Checked;
 pub use create::{Begun, Cancel, CreateError, Owner, Wishes, begin, begin_from, create, finish};
 pub(crate) use parts::blocking;
 pub use parts::{Parts, TakeDownError};
