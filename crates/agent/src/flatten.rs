@@ -23,7 +23,7 @@ use crate::host_agent::with_causes;
 use crate::instance::random_bytes;
 use crate::layers::VerifyError;
 use crate::sandbox::{PauseError, seal_disk};
-use crate::snapshot::{Key, Record, SnapshotError, Stored, Subject};
+use crate::snapshot::{Key, Record, SnapshotError, Stored};
 
 /// Why there is no template from a snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -120,8 +120,7 @@ fn keep_memory(
     empty_disk(host, template, captured.disk.size_bytes, &to)?;
     let disk = generation::Disk { beneath: Vec::new(), ..captured.disk.clone() };
     Generation { disk, ..captured.clone() }.write(&to)?;
-    let subject = Subject { template: template.id.clone(), ..Subject::of(record) };
-    Ok(host.warm.finish(made, subject)?)
+    Ok(host.warm.finish(made, &record.clone().on(&template.id))?)
 }
 
 /// A disk on which nothing was written yet, as a generation keeps it.

@@ -29,7 +29,7 @@ use crate::sandbox::pause::{self, Unpaused};
 use crate::sandbox::resume::{self, ResumeError, Unresumed};
 use crate::sandbox::rollback::{self, RollbackError};
 use crate::sandbox::{self, Begun, Parts, Sandbox, Stopwatch, Timing, Trouble};
-use crate::snapshot::{Stored, Subject};
+use crate::snapshot::{Record, Stored};
 
 /// The longest sleep until a deadline: the host's clock may be stepped meanwhile.
 const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ pub(super) enum Request {
     Resume(ResumeOptions, Reply<Changed>),
     Destroy(Reply<Changed>),
     /// To be kept in what was begun, and to go on.
-    Capture(Stored, Reply<(Subject, Vec<Timing>)>),
+    Capture(Stored, Reply<(Record, Vec<Timing>)>),
     /// To become what is kept there.
     RollBack(Stored, ResumeOptions, Reply<Changed>),
     SetTimeout(Timeout, Reply<View>),
@@ -328,7 +328,7 @@ impl Actor {
         Ok(self.changed(watch.into_timings()))
     }
 
-    async fn capture(&mut self, stored: &Stored) -> Result<(Subject, Vec<Timing>), AgentError> {
+    async fn capture(&mut self, stored: &Stored) -> Result<(Record, Vec<Timing>), AgentError> {
         self.allowed(Verb::Capture)?;
         match std::mem::replace(&mut self.body, Body::Gone) {
             Body::Runs(sandbox) => self.capture_running(sandbox, stored).await,
@@ -346,7 +346,7 @@ impl Actor {
         &mut self,
         mut sandbox: Box<Sandbox>,
         stored: &Stored,
-    ) -> Result<(Subject, Vec<Timing>), AgentError> {
+    ) -> Result<(Record, Vec<Timing>), AgentError> {
         self.show(Phase::Capturing);
         match capture::capture(&mut sandbox, stored).await {
             Ok(captured) => {

@@ -53,8 +53,8 @@ impl Manager {
         let snapshot = SnapshotId::from_random(random_bytes());
         let made = self.shared.host.snapshots.begin(&snapshot).map_err(|error| snapshot_error(&error))?;
         let stored = made.stored().clone();
-        let (subject, timings) = self.ask(id, |reply| Request::Capture(stored, reply)).await?;
-        Ok((made, Record::new(snapshot, name, subject), timings))
+        let (record, timings) = self.ask(id, |reply| Request::Capture(stored, reply)).await?;
+        Ok((made, record.called(snapshot, name), timings))
     }
 
     pub(super) async fn forget(&self, snapshot: &str) -> Result<SnapshotView, AgentError> {

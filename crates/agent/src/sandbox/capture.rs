@@ -24,8 +24,8 @@ use crate::faults::Step;
 use crate::generation::{Folder, Number};
 use crate::host::Host;
 use crate::layers::{Layers, link};
-use crate::manifest::{Manifest, State};
-use crate::snapshot::{Stored, Subject};
+use crate::manifest::State;
+use crate::snapshot::{Record, Stored};
 
 /// Why nothing was captured.
 pub(crate) enum Uncaptured {
@@ -53,20 +53,20 @@ pub(super) struct Vm<'a> {
 }
 
 /// Captures a running sandbox into `stored`, which was begun, and tells what there is to be said of it.
-pub(crate) async fn capture(sandbox: &mut Sandbox, stored: &Stored) -> Result<(Subject, Vec<Timing>), Uncaptured> {
+pub(crate) async fn capture(sandbox: &mut Sandbox, stored: &Stored) -> Result<(Record, Vec<Timing>), Uncaptured> {
     if sandbox.is_lacking_room() {
         return Err(Uncaptured::GoesOn(PauseError::NoRoom));
     }
     let mut watch = Stopwatch::default();
     let mut vm =
         Vm { parts: &mut sandbox.parts, machine: &mut *sandbox.machine, envd: &sandbox.envd, users: Users::Any };
-    let subject = vm.capture(stored, &mut watch).await?;
-    Ok((subject, watch.into_timings()))
+    let record = vm.capture(stored, &mut watch).await?;
+    Ok((record, watch.into_timings()))
 }
 
 impl Vm<'_> {
     /// All of it, but for the record.
-    pub(super) async fn capture(&mut self, stored: &Stored, watch: &mut Stopwatch) -> Result<Subject, Uncaptured> {
+    pub(super) async fn capture(&mut self, stored: &Stored, watch: &mut Stopwatch) -> Result<Record, Uncaptured> {
         let taken = self.take(&stored.generation(), watch).await;
         self.go_on().await.map_err(Uncaptured::Stuck)?;
         watch.lap("go on");
@@ -120,7 +120,7 @@ impl Vm<'_> {
     }
 
     /// What was taken becomes whole and durable, while the VM goes on.
-    async fn keep(&mut self, stored: &Stored, kept: Kept, watch: &mut Stopwatch) -> Result<Subject, PauseError> {
+    async fn keep(&mut self, stored: &Stored, kept: Kept, watch: &mut Stopwatch) -> Result<Record, PauseError> {
         let number = Number::FIRST;
         let (mut description, stored) = (pause::describe(self.parts, number), stored.clone());
         let (generations, layers) = (self.parts.generations(), Layers::of(&self.parts.places.dir));
@@ -138,12 +138,13 @@ impl Vm<'_> {
         .await?;
         self.parts.reached(Step::CaptureDurable)?;
         watch.lap("keep");
-        Ok(subject(&self.parts.manifest, self.envd.nonces().ceiling()))
+        let manifest = &self.parts.manifest;
+        Ok(Record::of(manifest, manifest.nonces_below.max(self.envd.nonces().ceiling())))
     }
 }
 
 /// Keeps what a sandbox at rest is in `stored`, which was begun: names for the same files.
-pub(crate) async fn share(parts: &mut Parts, stored: &Stored) -> Result<(Subject, Vec<Timing>), PauseError> {
+pub(crate) async fn share(parts: &mut Parts, stored: &Stored) -> Result<(Record, Vec<Timing>), PauseError> {
     let State::Paused { generation } = parts.manifest.state else {
         unreachable!("the policy lets nobody capture what is {:?}", parts.manifest.state.phase())
     };
@@ -155,20 +156,7 @@ pub(crate) async fn share(parts: &mut Parts, stored: &Stored) -> Result<(Subject
     blocking(move || stored.take(&dir, generation)).await?;
     parts.reached(Step::CaptureDurable)?;
     watch.lap("keep");
-    Ok((subject(&parts.manifest, 0), watch.into_timings()))
-}
-
-fn subject(manifest: &Manifest, nonces_used_below: u64) -> Subject {
-    Subject {
-        sandbox: manifest.id.clone(),
-        template: manifest.template.clone(),
-        disk_mib: manifest.disk_mib,
-        env: manifest.env.clone(),
-        metadata: manifest.metadata.clone(),
-        timeout_ms: manifest.timeout_ms,
-        on_timeout: manifest.on_timeout,
-        nonces_below: manifest.nonces_below.max(nonces_used_below),
-    }
+    Ok((Record::of(&parts.manifest, parts.manifest.nonces_below), watch.into_timings()))
 }
 
 /// What was captured becomes one new memory in `folder`, together with that of `base` if it builds on one, which stays as it is.

@@ -465,8 +465,8 @@ async fn keep_warm(parts: &mut Parts, risen: &mut Risen, key: &Key, watch: &mut 
         }
     };
     let mut vm = Vm { parts, machine: &mut *risen.machine, envd: &risen.envd, users: Users::None };
-    let subject = match vm.capture(making.stored(), &mut Stopwatch::default()).await {
-        Ok(subject) => subject,
+    let record = match vm.capture(making.stored(), &mut Stopwatch::default()).await {
+        Ok(record) => record,
         Err(Uncaptured::Stuck(error)) => return Err(captured(ResumeError::Settle(error))),
         Err(Uncaptured::GoesOn(error)) => {
             warn_not_kept(parts, &error);
@@ -474,7 +474,7 @@ async fn keep_warm(parts: &mut Parts, risen: &mut Risen, key: &Key, watch: &mut 
         }
     };
     watch.lap("keep warm");
-    if let Err(error) = blocking(move || host.warm.finish(making, subject)).await {
+    if let Err(error) = blocking(move || host.warm.finish(making, &record)).await {
         warn_not_kept(parts, &error);
     }
     Ok(())

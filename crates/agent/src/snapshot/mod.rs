@@ -28,8 +28,10 @@ use wrenn_engine::units::Mib;
 use crate::durable::{self, SealError};
 use crate::generation::{Allocated, Folder, Generation, GenerationError, Generations, Number};
 use crate::host_agent::{OnTimeout, SnapshotView};
+use crate::instance::random_bytes;
 use crate::layers::{Layers, Share};
 use crate::lock::Lock;
+use crate::manifest::{Manifest, unix_ms};
 
 pub use store::{Snapshots, check_name};
 pub use warm::{Key, WarmImages};
@@ -68,56 +70,36 @@ pub struct Record {
     pub nonces_below: u64,
 }
 
-/// What of a [`Record`] the one who captures knows.
-#[derive(Clone, Debug)]
-pub struct Subject {
-    /// [`Record::sandbox`].
-    pub sandbox: SandboxId,
-    /// [`Record::template`].
-    pub template: String,
-    /// [`Record::disk_mib`].
-    pub disk_mib: Mib,
-    /// [`Record::env`].
-    pub env: BTreeMap<String, String>,
-    /// [`Record::metadata`].
-    pub metadata: BTreeMap<String, String>,
-    /// [`Record::timeout_ms`].
-    pub timeout_ms: Option<u64>,
-    /// [`Record::on_timeout`].
-    pub on_timeout: OnTimeout,
-    /// [`Record::nonces_below`].
-    pub nonces_below: u64,
-}
-
-impl Subject {
-    /// What was said of another one.
-    pub fn of(record: &Record) -> Self {
-        let Record { sandbox, template, disk_mib, env, metadata, timeout_ms, on_timeout, nonces_below, .. } =
-            record.clone();
-        Self { sandbox, template, disk_mib, env, metadata, timeout_ms, on_timeout, nonces_below }
-    }
-}
-
 impl Record {
-    /// The record of a snapshot that is taken now.
-    pub fn new(id: SnapshotId, name: Option<String>, subject: Subject) -> Self {
-        let Subject { sandbox, template, disk_mib, env, metadata, timeout_ms, on_timeout, nonces_below } = subject;
-        let created_unix_ms = crate::manifest::unix_ms();
-        let version = FORMAT;
+    /// The record of what a sandbox is now, under an id of its own and no name.
+    pub fn of(manifest: &Manifest, nonces_below: u64) -> Self {
         Self {
-            version,
-            id,
-            name,
-            created_unix_ms,
-            sandbox,
-            template,
-            disk_mib,
-            env,
-            metadata,
-            timeout_ms,
-            on_timeout,
+            version: FORMAT,
+            id: SnapshotId::from_random(random_bytes()),
+            name: None,
+            created_unix_ms: unix_ms(),
+            sandbox: manifest.id.clone(),
+            template: manifest.template.clone(),
+            disk_mib: manifest.disk_mib,
+            env: manifest.env.clone(),
+            metadata: manifest.metadata.clone(),
+            timeout_ms: manifest.timeout_ms,
+            on_timeout: manifest.on_timeout,
             nonces_below,
         }
+    }
+
+    /// The same under this id and name.
+    #[must_use]
+    pub fn called(self, id: SnapshotId, name: Option<String>) -> Self {
+        Self { id, name, ..self }
+    }
+
+    /// The same of a disk that stands on `template`, made now, under an id of its own and no name.
+    #[must_use]
+    pub fn on(self, template: &str) -> Self {
+        let (id, created_unix_ms) = (SnapshotId::from_random(random_bytes()), unix_ms());
+        Self { id, name: None, created_unix_ms, template: template.to_owned(), ..self }
     }
 }
 

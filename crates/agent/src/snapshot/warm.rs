@@ -8,15 +8,13 @@ use std::path::Path;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use wrenn_engine::limits;
-use wrenn_engine::names::SnapshotId;
 use wrenn_engine::storage::LayerFormat;
 use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::{Description, GuestCpu};
 
-use super::{Record, Shelf, SnapshotError, Stored, Subject, Unfinished, io_error};
+use super::{Record, Shelf, SnapshotError, Stored, Unfinished, io_error};
 use crate::generation::Generation;
 use crate::host_agent::WarmView;
-use crate::instance::random_bytes;
 use crate::lock::Lock;
 
 /// Hex digits of a key in a file's name.
@@ -80,8 +78,8 @@ impl WarmImages {
     }
 
     /// Makes it findable; the images that were made longest ago go if there are too many.
-    pub fn finish(&self, made: Unfinished, subject: Subject) -> Result<(), SnapshotError> {
-        made.commit(&Record::new(SnapshotId::from_random(random_bytes()), None, subject))?;
+    pub fn finish(&self, made: Unfinished, record: &Record) -> Result<(), SnapshotError> {
+        made.commit(record)?;
         self.make_room();
         Ok(())
     }
