@@ -157,12 +157,6 @@ const QEMU: Which = Which { name: "testbed: qemu+kvm+dm", stack: Some("qemu+kvm+
 const FIRECRACKER: Which =
     Which { name: "testbed: firecracker+kvm+dm", stack: Some("firecracker+kvm+dm"), tests: "binary(e2e)" };
 
-/// What the emulated hosts leave to the machine itself for now: a guest in there, two translations deep, often cannot tell its
-/// clock within 50 ms while others come up beside it, and then a fork is refused. `testbed test 'test(branch::)'` and a soak run
-/// them.
-const IN_EVERY_RUN: &str =
-    "not (test(branch::) | test(life::on_demand) | test(comes_back) | (test(life::full) & test(at_any_moment)))";
-
 fn without_firecracker() -> Tally {
     let why = "there is no Firecracker: put a release binary (1.14.4 or newer, not 1.15.0) into PATH, or name it in \
                WRENN_FIRECRACKER";
@@ -185,7 +179,7 @@ fn run_rung(testbed: &Testbed, tests: &Tests, which: Which, selection: &Selectio
         testbed.env(name, value);
     }
     let filter = match &selection.filter {
-        None => format!("({}) & {IN_EVERY_RUN}", which.tests),
+        None => which.tests.to_owned(),
         Some(filter) => format!("({}) & ({filter})", which.tests),
     };
     let command = tests.command(&filter, selection.profile)?;

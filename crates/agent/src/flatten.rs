@@ -59,12 +59,13 @@ pub fn template(host: &Arc<Host>, stored: &Stored, name: &str) -> Result<Templat
     host.images.check_free(name)?;
     let (record, captured) = (stored.record()?, Generation::read(&stored.generation())?);
     let layers = checked_layers(host, stored, &record, &captured)?;
+    host.faults.at(Step::FlattenBegun, None)?;
     let flatten = |path: &Path| -> Result<(), FlattenError> {
         host.storage.flatten(&layers, path)?;
-        Ok(())
+        Ok(host.faults.at(Step::FlattenWritten, None)?)
     };
     let template = host.images.adopt(name, flatten)?;
-    host.faults.at(Step::FlattenDone, None)?;
+    host.faults.at(Step::FlattenNamed, None)?;
     match keep_memory(host, stored, &record, &captured, &template) {
         Ok(()) => {}
         Err(error) => {
@@ -72,6 +73,7 @@ pub fn template(host: &Arc<Host>, stored: &Stored, name: &str) -> Result<Templat
             tracing::warn!(template = name, reason, "a template from a snapshot does not start warm");
         }
     }
+    host.faults.at(Step::FlattenDone, None)?;
     Ok(template)
 }
 
@@ -113,6 +115,7 @@ fn keep_memory(
         vmm: captured.vmm.clone(),
         cpu,
         storage: host.storage.layer_format(),
+        host_key: host.instance.public_key(),
     };
     let Some(made) = host.warm.make(&key)? else { return Ok(()) };
     let (from, to) = (stored.generation(), made.stored().generation());

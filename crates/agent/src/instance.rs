@@ -149,6 +149,11 @@ impl Instance {
         &self.key
     }
 
+    /// Its public half, which every guest is given: 64 hex digits.
+    pub fn public_key(&self) -> String {
+        hex::encode(self.key.verifying_key().to_bytes())
+    }
+
     /// Where the instance's agent listens.
     pub fn agent_socket(&self) -> PathBuf {
         agent_socket(&self.run_dir)

@@ -34,6 +34,8 @@ use crate::lock::Lock;
 use crate::manifest::{Manifest, unix_ms};
 
 pub use store::{Snapshots, check_name};
+#[cfg(test)]
+pub(crate) use warm::any_key;
 pub use warm::{Key, WarmImages};
 
 /// Version of snapshot.json that is written and read here.

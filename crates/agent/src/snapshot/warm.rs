@@ -39,6 +39,8 @@ pub struct Key {
     pub cpu: GuestCpu,
     /// How disks are kept.
     pub storage: LayerFormat,
+    /// Public half of the instance's key, which the guest knows: 64 hex digits.
+    pub host_key: String,
 }
 
 impl Key {
@@ -144,24 +146,27 @@ impl WarmImages {
     }
 }
 
+/// Any key.
+#[cfg(test)]
+pub(crate) fn any_key() -> Key {
+    use wrenn_engine::vmm::{Accel, DriverKind};
+    Key {
+        template: "t".to_owned(),
+        kernel: "k".to_owned(),
+        vcpus: 1,
+        memory: Mib(256),
+        disk: Mib(64),
+        vmm: Description { driver: DriverKind::Qemu, version: "10.0.2".to_owned(), accel: Accel::Tcg },
+        cpu: GuestCpu { vendor: "v".to_owned(), family: 1, model: 2, features: String::new(), tsc_mhz: None },
+        storage: LayerFormat::Qcow2,
+        host_key: "k".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use wrenn_engine::vmm::{Accel, DriverKind};
-
+    use super::any_key as key;
     use super::*;
-
-    fn key() -> Key {
-        Key {
-            template: "t".to_owned(),
-            kernel: "k".to_owned(),
-            vcpus: 1,
-            memory: Mib(256),
-            disk: Mib(64),
-            vmm: Description { driver: DriverKind::Qemu, version: "10.0.2".to_owned(), accel: Accel::Tcg },
-            cpu: GuestCpu { vendor: "v".to_owned(), family: 1, model: 2, features: String::new(), tsc_mhz: None },
-            storage: LayerFormat::Qcow2,
-        }
-    }
 
     #[test]
     fn whatever_differs_is_another_key() {
@@ -177,6 +182,7 @@ mod tests {
             Key { vmm: Description { version: "10.0.3".to_owned(), ..key().vmm }, ..key() },
             Key { cpu: GuestCpu { model: 3, ..key().cpu }, ..key() },
             Key { storage: LayerFormat::DmCow, ..key() },
+            Key { host_key: "l".to_owned(), ..key() },
         ];
         for other in others {
             assert_ne!(other.name(), first.name(), "{other:?}");

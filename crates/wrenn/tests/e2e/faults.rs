@@ -143,7 +143,7 @@ fn root_sigterm_ends_also_a_command_that_does_not_listen() {
 
 #[test]
 fn root_ctrl_c_while_booting_leaves_nothing() {
-    let world = World::new();
+    let world = World::cold();
     let child = world.wrenn(&["run", "--", "true"]).spawn().unwrap();
     eventually("a VMM runs", || !world.pids("shim.json").is_empty());
     signal(child.id(), "INT");
@@ -209,7 +209,7 @@ fn root_no_room_for_a_sandbox_is_told() {
 
 #[test]
 fn root_a_guest_that_never_becomes_ready_shows_its_console() {
-    let world = World::new();
+    let world = World::cold();
     let begun = Instant::now();
     let output = world.output(&["run", "--boot-timeout", "300ms", "--", "true"]);
     assert_failed(&output, &["not ready within 300 ms", "console"]);

@@ -1,8 +1,8 @@
 //! End to end: the real `wrenn` binary boots real microVMs, as a person would have it do.
 //!
-//! Each test has a `WRENN_DIR` of its own (the built images are hard-linked into it, they are immutable) inside of a network
-//! namespace without a way out, and ends with a sweep for leaks: [`world::World::finish`]. A host prepares the images once
-//! with `cargo xtask test`, which sets `WRENN_TEST_IMAGES`.
+//! Each test has a `WRENN_DIR` of its own (the images are hard-linked into it, they are immutable, and so are the warm ones
+//! that the tests of a stack share: [`warmth`]) inside of a network namespace without a way out, and ends with a sweep for
+//! leaks: [`world::World::finish`]. A host prepares the images once with `cargo xtask test`, which sets `WRENN_TEST_IMAGES`.
 
 #![allow(
     clippy::disallowed_methods,
@@ -20,4 +20,5 @@ mod internet;
 mod life;
 mod run;
 mod small_disk;
+mod warmth;
 mod world;

@@ -101,7 +101,7 @@ fn root_nothing_of_the_host_reaches_the_guest() {
 #[test]
 fn root_json_holds_output_exit_and_timings() {
     let world = World::new();
-    let output = world.output(&["run", "--json", "--", "sh", "-c", "echo hi; printf '\\377' >&2; exit 3"]);
+    let output = world.output(&["run", "--cold", "--json", "--", "sh", "-c", "echo hi; printf '\\377' >&2; exit 3"]);
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(3));
     assert_eq!(json["exit_code"], 3);

@@ -35,7 +35,8 @@ impl Stack {
 /// Folders of an instance that are made ahead.
 const IMAGES: [&str; 2] = ["kernels", "templates"];
 
-fn prepared_images() -> PathBuf {
+/// Where the images that were made ahead are: `WRENN_TEST_IMAGES`.
+pub fn prepared_images() -> PathBuf {
     let images = std::env::var_os("WRENN_TEST_IMAGES");
     images
         .map(PathBuf::from)
@@ -51,8 +52,15 @@ pub struct World {
 }
 
 impl World {
-    /// An empty instance with the prepared images.
+    /// An empty instance with the prepared images, and warm ones of the usual sizes.
     pub fn new() -> Self {
+        let world = Self::cold();
+        crate::warmth::share(world.dir());
+        world
+    }
+
+    /// An empty instance with the prepared images, in which nothing was booted yet.
+    pub fn cold() -> Self {
         let world = Self::without_images();
         for folder in IMAGES {
             link_tree(&prepared_images().join(folder), &world.dir().join(folder));
@@ -362,7 +370,7 @@ fn processes() -> Vec<(u32, String)> {
 }
 
 /// Links `from` and everything in it to `to`: folders are made, files are hard links.
-fn link_tree(from: &Path, to: &Path) {
+pub fn link_tree(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     let entries = std::fs::read_dir(from).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
     for entry in entries.map(Result::unwrap) {

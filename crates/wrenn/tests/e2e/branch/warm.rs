@@ -6,7 +6,7 @@ use crate::world::{World, text};
 
 #[test]
 fn root_the_second_sandbox_of_a_kind_starts_warm_and_another_kind_cold() {
-    let world = World::new();
+    let world = World::cold();
     let agent = world.agent(&[]);
     let start = |args: &[&str]| {
         let created = world.sandbox(&[&["create", "--memory", "128"], args].concat());
@@ -54,7 +54,7 @@ fn root_the_second_sandbox_of_a_kind_starts_warm_and_another_kind_cold() {
 
 #[test]
 fn root_a_damaged_warm_image_is_made_anew() {
-    let world = World::new();
+    let world = World::cold();
     let run = |word: &str| {
         let ran = world.output(&["run", "--memory", "128", "--json", "--", "echo", word]);
         let json: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
