@@ -17,15 +17,16 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use wrenn_engine::memory::Files;
 use wrenn_engine::names::{LayerId, SandboxId};
-use wrenn_engine::storage::{Layer, LayerFormat};
+use wrenn_engine::storage::{Layer, LayerFormat, StorageError};
 use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::{Description, GuestCpu};
 
@@ -40,6 +41,8 @@ const OLDEST: u32 = 1;
 const BYTES_MAX: u64 = 64 * 1024;
 /// Longest state of devices taken, in bytes.
 const DEVICES_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Mode of the list of what is wanted first: which pages a guest uses is nobody's business.
+const WORKING_SET_MODE: u32 = 0o600;
 
 /// The number of a generation of one sandbox: from 1, each larger than the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -135,6 +138,9 @@ pub enum GenerationError {
         #[source]
         source: io::Error,
     },
+    /// A file cannot be copied.
+    #[error(transparent)]
+    Copy(#[from] StorageError),
     /// A file is not there.
     #[error("{path} is missing: the sandbox cannot come back as it was; destroy it, or put the file back")]
     Missing {
@@ -361,7 +367,26 @@ impl Folder {
         // Checksums first: a file that is here is here with them.
         link(&from.devices(), &self.devices())?;
         link(&theirs.base_sums, &ours.base_sums)?;
-        link(&theirs.base, &ours.base)
+        link(&theirs.base, &ours.base)?;
+        self.share_working_set(from);
+        Ok(())
+    }
+
+    /// What one of them wants first, the others will want first: whoever runs first writes it down for all. It is a hint, which
+    /// may be missing.
+    fn share_working_set(&self, from: &Self) {
+        let made = from.open_working_set();
+        let shared = made.and_then(|_file| fs::hard_link(from.working_set(), self.working_set()));
+        if let Err(error) = shared {
+            let path = from.working_set();
+            tracing::debug!(path = %path.display(), %error, "what is wanted first of a memory is not shared");
+        }
+    }
+
+    /// Opens the list of what is wanted first, making it if there is none.
+    pub fn open_working_set(&self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(WORKING_SET_MODE).open(self.working_set())
     }
 
     /// Reads all of the disk and compares it with its checksums.

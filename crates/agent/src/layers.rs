@@ -8,8 +8,7 @@
 //! ```
 //!
 //! A layer is written once, as the disk of a generation, and never again. Whoever stands on it has a name of its own for it, so
-//! that nobody has to know who else does: removing one's own names is all that is ever removed. All of them are on the file
-//! system of `WRENN_DIR`.
+//! that nobody has to know who else does: removing one's own names is all that is ever removed.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -19,11 +18,14 @@ use std::path::{Path, PathBuf};
 
 use wrenn_engine::memory::{Checksums, MemoryError};
 use wrenn_engine::names::LayerId;
+use wrenn_engine::storage::copy_sparse;
 
 use crate::generation::{Folder, GenerationError};
 
 /// Ends the name of a layer's checksums.
 const SUMS: &str = ".sums";
+/// Mode of a copy: whoever runs a VM from it reads it as a user of its own.
+const READ_ONLY: u32 = 0o444;
 
 /// The layers that one sandbox or snapshot has names for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,12 +155,26 @@ pub(crate) fn verify(path: &Path, sums: &Path) -> Result<(), VerifyError> {
     Ok(wrenn_engine::memory::verify(&file, path, &wanted)?)
 }
 
-/// Another name for a file; one that is there already is right: ids are never used twice.
+/// Another name for a file; one that is there already is right: ids are never used twice. Somebody may have put a part of
+/// `WRENN_DIR` on another file system: then it is a copy, whole or not there.
 pub(crate) fn link(from: &Path, to: &Path) -> Result<(), GenerationError> {
     match fs::hard_link(from, to) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices && !to.exists() => copy(from, to),
         other => other.map_err(GenerationError::io("link", from)),
     }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), GenerationError> {
+    let half = to.with_extension("half");
+    match fs::remove_file(&half) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(GenerationError::io("remove", &half)(error));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    copy_sparse(from, &half, READ_ONLY)?;
+    fs::rename(&half, to).map_err(GenerationError::io("rename", &half))
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! A generation's memory, for a shim that serves it page by page.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt as _;
 
 use wrenn_engine::memory::{self, Base, SealedPatch};
 use wrenn_engine::vmm::Pages;
@@ -28,7 +27,7 @@ pub(super) fn pages(folder: &Folder) -> Result<Pages, CreateError> {
 /// The pages that were wanted first; one that does not fit is written anew. Without it a resume is slower, and that is all.
 fn working_set(folder: &Folder) -> Option<File> {
     let path = folder.working_set();
-    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let opened = folder.open_working_set();
     opened
         .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "cannot keep which pages a VM wants first"))
         .ok()

@@ -51,7 +51,7 @@ fn root_a_guest_whose_memory_is_served_has_all_of_it_again_and_again() {
         return world.finish();
     }
     let agent = world.agent(&UFFD);
-    let id = world.create(&["--memory", "128"]);
+    let id = world.create(&["--memory", "128", "--cold"]);
     world.sh(&id, FILL);
     assert!(!world.shim_serves(), "a guest that boots has memory of its own");
     let boot_id = world.sh(&id, "cat /proc/sys/kernel/random/boot_id");
@@ -80,6 +80,38 @@ fn root_a_guest_whose_memory_is_served_has_all_of_it_again_and_again() {
     assert!(!world.shim_serves());
     assert_eq!(world.sh(&id, HASH), hash);
     world.sandbox(&["rm", &id]);
+    agent.stop();
+    world.finish_agent();
+}
+
+/// What the first fork of a snapshot wants first is brought ahead for the next one: they share the list as they share the memory.
+#[test]
+fn root_forks_share_what_is_wanted_first() {
+    let world = World::new();
+    if !is_served(&world) {
+        return world.finish();
+    }
+    let agent = world.agent(&UFFD);
+    let id = world.create(&["--memory", "128"]);
+    world.sh(&id, FILL);
+    let hash = world.sh(&id, HASH);
+    let snapshot = world.snapshot(&id, "filled");
+    world.sandbox(&["rm", &id]);
+    let hint = world.dir().join("snapshots").join(snapshot).join("generation/memory/working-set");
+    let recorded = || std::fs::read(&hint).unwrap_or_default();
+    let first = world.create(&["--snapshot", "filled"]);
+    assert_eq!(world.sh(&first, HASH), hash);
+    eventually("what the first one wanted is known", || !recorded().is_empty());
+    world.sandbox(&["rm", &first]);
+    let before = recorded();
+    let second = world.create(&["--snapshot", "filled"]);
+    assert!(world.shim_serves());
+    assert_eq!(world.sh(&second, HASH), hash);
+    assert_eq!(recorded(), before, "it is not recorded anew");
+    let shared = world.memory_folder(&second).join("working-set");
+    assert_eq!(std::fs::read(shared).unwrap(), before);
+    world.sandbox(&["rm", &second]);
+    world.json(&["snapshot", "rm", "filled"]);
     agent.stop();
     world.finish_agent();
 }
