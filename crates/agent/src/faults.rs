@@ -137,7 +137,13 @@ named! {
         RollbackEnded => "rollback-ended",
         /// The manifest says `paused`.
         RollbackDone => "rollback-done",
-        /// A snapshot's disk is one image.
+        /// The layers of a snapshot's disk are as they were written.
+        FlattenBegun => "flatten-begun",
+        /// The image is written, and has no name yet.
+        FlattenWritten => "flatten-written",
+        /// The template is there; its warm image is not.
+        FlattenNamed => "flatten-named",
+        /// All of it is there.
         FlattenDone => "flatten-done",
         /// The manifest says `destroying`.
         DestroyBegun => "destroy-begun",

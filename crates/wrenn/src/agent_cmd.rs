@@ -13,7 +13,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
-use wrenn_agent::manager::{Manager, Shutdown};
+use wrenn_agent::manager::{Manager, Shutdown, Sizes};
 use wrenn_agent::rpc;
 use wrenn_engine::network::Pool;
 use wrenn_engine::probe::Wishes;
@@ -47,7 +47,8 @@ async fn serve(dir: &Path, programs: &Programs, mut args: AgentArgs) -> Result<(
     host.faults = args.fault.take().unwrap_or_default();
     host.pool = args.pool.filter(|size| *size > 0).map(|size| Pool::new(host.network.clone(), size.into()));
     let socket = host.instance.agent_socket();
-    let manager = Manager::start(Arc::new(host), args.memory.map(Mib)).await?;
+    let sizes = Sizes { memory: args.memory.map(Mib), standby: args.standby.into() };
+    let manager = Manager::start(Arc::new(host), sizes).await?;
     let listener = rpc::listen(&socket).await?;
     let (end, ended) = oneshot::channel::<()>();
     // A sender that is gone is an end as well.

@@ -277,8 +277,7 @@ impl Actor {
     async fn resume(&mut self, options: ResumeOptions) -> Result<Changed, AgentError> {
         self.allowed(Verb::Resume)?;
         let Body::Rests(parts) = std::mem::replace(&mut self.body, Body::Gone) else { return Err(self.gone()) };
-        let memory = self.shared.host.vmm.memory(parts.manifest().memory_mib);
-        match self.shared.seats.take(memory) {
+        match self.shared.seat(parts.manifest().memory_mib).await {
             Ok(seat) => self.seat = Some(seat),
             Err(error) => {
                 self.become_body(Body::Rests(parts));

@@ -3,7 +3,8 @@
 //! ```text
 //!   HostAgent ─► Manager ─┬─ map of handles      locked for a look-up, never while anything is done
 //!                         ├─ one actor per sandbox: owns it; requests queue there ([`actor`])
-//!                         └─ seats: memory that the VMs that run may take together ([`seats`])
+//!                         ├─ seats: memory that the VMs that run may take together ([`seats`])
+//!                         └─ reserve: sandboxes made ahead, that wait for somebody ([`reserve`])
 //! ```
 //!
 //! At its start it takes over what an earlier agent left ([`crate::sandbox`]'s `adopt`), all sandboxes at once, and then
@@ -12,6 +13,7 @@
 mod actor;
 mod captures;
 mod found;
+mod reserve;
 mod seats;
 mod templates;
 mod tunnel;
@@ -30,7 +32,8 @@ use wrenn_engine::storage::StorageError;
 use wrenn_engine::units::Mib;
 
 use self::actor::{Actor, Body, Request};
-use self::seats::Seats;
+use self::reserve::Reserve;
+use self::seats::{Seat, Seats};
 use crate::host::Host;
 use crate::host_agent::{
     AgentError, Bond, Changed, Code, CreateRequest, Created, ForkRequest, Forked, Fresh, HostAgent, PauseOptions,
@@ -42,7 +45,7 @@ use crate::lock::Lock;
 use crate::policy::{self, Verb};
 use crate::reconcile::{self, SweepError};
 use crate::sandbox::adopt::{Adopted, adopt};
-use crate::sandbox::{self, Begun, CreateError, Owner, Trouble, blocking};
+use crate::sandbox::{self, Begun, Checked, CreateError, Owner, Trouble, blocking};
 
 /// Requests that may wait for one sandbox.
 const QUEUE: usize = 64;
@@ -76,6 +79,15 @@ pub enum Shutdown {
     DestroyAll,
 }
 
+/// What an agent may use, and what it makes ahead.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sizes {
+    /// What all VMs that run may have together; by default what the host has, less a reserve.
+    pub memory: Option<Mib>,
+    /// How many sandboxes wait, loaded and with their networks, for somebody who wants one of their kind.
+    pub standby: usize,
+}
+
 /// The agent of this process.
 #[derive(Clone)]
 pub struct Manager {
@@ -86,6 +98,8 @@ struct Shared {
     host: Arc<Host>,
     sandboxes: Mutex<BTreeMap<SandboxId, Handle>>,
     seats: Arc<Seats>,
+    /// Without it nothing is made ahead.
+    reserve: Option<Reserve>,
     /// Held while a snapshot gets its name.
     naming: Mutex<()>,
     /// Held for as long as this agent lives.
@@ -111,17 +125,18 @@ struct Live {
 }
 
 impl Manager {
-    /// Takes over what is there of the instance, and removes what belongs to nobody. `memory` is what all VMs that run may
-    /// have together; by default what the host has, less a reserve.
-    pub async fn start(host: Arc<Host>, memory: Option<Mib>) -> Result<Self, StartError> {
+    /// Takes over what is there of the instance, and removes what belongs to nobody.
+    pub async fn start(host: Arc<Host>, sizes: Sizes) -> Result<Self, StartError> {
         let path = host.instance.agent_lock();
         let lock = Lock::try_acquire(&path).map_err(io_error("lock", &path))?;
         let lock = lock.ok_or_else(|| StartError::Runs { dir: host.instance.dir().to_owned() })?;
-        let seats = Arc::new(Seats::new(memory.unwrap_or_else(|| seats::most(host.memory))));
+        let seats = Arc::new(Seats::new(sizes.memory.unwrap_or_else(|| seats::most(host.memory))));
+        let reserve = (sizes.standby > 0).then(|| Reserve::new(&host, &seats, sizes.standby));
         let shared = Shared {
             host: Arc::clone(&host),
             sandboxes: Mutex::default(),
             seats,
+            reserve,
             naming: Mutex::default(),
             _lock: lock,
         };
@@ -169,6 +184,9 @@ impl Manager {
 
     /// Ends this agent.
     pub async fn shutdown(self, how: Shutdown) -> Result<(), AgentError> {
+        if let Some(reserve) = &self.shared.reserve {
+            reserve.close().await;
+        }
         let handles: Vec<Handle> = self.shared.sandboxes().values().cloned().collect();
         let mut ends = JoinSet::new();
         for handle in handles {
@@ -196,10 +214,15 @@ impl Manager {
         bound: bool,
         begin: impl FnOnce(&Arc<Host>) -> Result<Begun, CreateError> + Send + 'static,
     ) -> Result<Created, AgentError> {
-        let seat = self.shared.seats.take(self.shared.host.vmm.memory(memory))?;
+        let seat = self.shared.seat(memory).await?;
         let host = Arc::clone(&self.shared.host);
         // Reads images and writes files.
         let begun: Begun = blocking(move || begin(&host)).await.map_err(|error| create_error(&error))?;
+        self.bring_up(begun, seat, bound).await
+    }
+
+    /// What was begun gets its actor, which brings it up.
+    async fn bring_up(&self, begun: Begun, seat: Seat, bound: bool) -> Result<Created, AgentError> {
         let id = begun.id().clone();
         let (reply, answer) = oneshot::channel();
         let handle = self.enrol(Body::Begun(Box::new(begun), seat, reply));
@@ -207,6 +230,32 @@ impl Manager {
         let bond = bound.then(|| Bond::new(Guard { handle: handle.clone() }));
         let changed = answer.await.unwrap_or_else(|_gone| Err(AgentError::unknown(&id)))?;
         Ok(Created { changed, bond })
+    }
+
+    /// One that waits, if there is one of this kind; else it is made now.
+    async fn create_fresh(&self, fresh: Fresh, request: CreateRequest) -> Result<Created, AgentError> {
+        let memory = fresh.shape.memory;
+        let reserve = self.shared.reserve.as_ref().filter(|_| !fresh.cold);
+        let Some(reserve) = reserve else { return self.begin_and_raise(memory, request).await };
+        let host = Arc::clone(&self.shared.host);
+        let key = blocking(move || Checked::of(&host, &fresh)?.warm_key(&host)).await;
+        let key = key.map_err(|error: CreateError| create_error(&error))?;
+        let created = match reserve.take(&key).await {
+            Some((standby, seat)) => {
+                let bound = request.bound;
+                self.bring_up(standby.begin(&request.wishes()), seat, bound).await
+            }
+            None => self.begin_and_raise(memory, request).await,
+        };
+        if created.is_ok() {
+            reserve.wish(key);
+        }
+        created
+    }
+
+    async fn begin_and_raise(&self, memory: Mib, request: CreateRequest) -> Result<Created, AgentError> {
+        let bound = request.bound;
+        self.raise(memory, bound, move |host| sandbox::begin(host, request, Owner::Instance)).await
     }
 
     fn handle(&self, id: &SandboxId) -> Result<Handle, AgentError> {
@@ -223,6 +272,18 @@ impl Manager {
 }
 
 impl Shared {
+    /// Memory for another VM. What is set aside for those that nobody has wanted yet is for those that somebody wants.
+    async fn seat(&self, memory: Mib) -> Result<Seat, AgentError> {
+        let memory = self.host.vmm.memory(memory);
+        match (self.seats.take(memory), &self.reserve) {
+            (Err(_no_memory), Some(reserve)) => {
+                reserve.give_up(|_| true).await;
+                self.seats.take(memory)
+            }
+            (seat, _) => seat,
+        }
+    }
+
     /// The map; a panic elsewhere leaves it usable, each change is one call.
     fn sandboxes(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Handle>> {
         self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
@@ -279,12 +340,10 @@ impl Drop for Guard {
 #[async_trait]
 impl HostAgent for Manager {
     async fn create(&self, request: CreateRequest) -> Result<Created, AgentError> {
-        let memory = match &request.source {
-            Source::Template(fresh) => fresh.shape.memory,
-            Source::Snapshot(snapshot) => self.memory_of(snapshot)?,
-        };
-        let bound = request.bound;
-        self.raise(memory, bound, move |host| sandbox::begin(host, request, Owner::Instance)).await
+        match &request.source {
+            Source::Template(fresh) => self.create_fresh(fresh.clone(), request).await,
+            Source::Snapshot(snapshot) => self.begin_and_raise(self.memory_of(snapshot)?, request).await,
+        }
     }
 
     async fn list(&self) -> Result<Vec<View>, AgentError> {

@@ -76,6 +76,10 @@ impl Manager {
             return Err(AgentError { code: Code::Denied, message });
         }
         let (host, name) = (Arc::clone(&self.shared.host), name.to_owned());
+        if let Some(reserve) = &self.shared.reserve {
+            let id = host.images.template(&name).map_err(|error| image_error(&error))?.id;
+            reserve.give_up(|key| key.template == id).await;
+        }
         blocking(move || {
             let template = host.images.template(&name).map_err(|error| image_error(&error))?;
             let view = view(&host, template.clone());

@@ -26,7 +26,7 @@ use wrenn_engine::vmm::{LaunchError, VmmError};
 use super::capture::{Uncaptured, Users, Vm};
 use super::parts::blocking;
 use super::resume::{self, ResumeError};
-use super::rise::{self, DiskFrom, Rise, Risen, Steps, VmFrom, not_ready, while_it_runs};
+use super::rise::{self, DiskFrom, Loaded, Rise, Risen, Steps, VmFrom, not_ready, while_it_runs};
 use super::{CheckedShape, HostFacts, Parts, Problems, Sandbox, Stopwatch, Trouble};
 use crate::envd_client::{EnvdError, HostLine, Identity};
 use crate::faults::{Injected, Step};
@@ -125,19 +125,21 @@ fn console_part(console: &str) -> String {
 pub struct Begun {
     /// What there is of it.
     pub(crate) parts: Parts,
-    template: Template,
-    kernel: KernelFiles,
-    origin: Origin,
-    ready_limit: Duration,
-    watch: Stopwatch,
+    pub(super) template: Template,
+    pub(super) kernel: KernelFiles,
+    pub(super) origin: Origin,
+    pub(super) ready_limit: Duration,
+    pub(super) watch: Stopwatch,
 }
 
 /// What a sandbox begins as.
-enum Origin {
+pub(super) enum Origin {
     /// Its template, booted. If this says for what, a warm image is made on the way.
     Boot { warm: Option<Key> },
     /// The generation it was given, whose guest takes itself for `guest`.
     Captured { guest: SandboxId, warm: Option<Key> },
+    /// A VM that was loaded ahead (see [`super::standby`]), whose guest takes itself for `guest`.
+    Standby { guest: SandboxId, loaded: Loaded },
 }
 
 impl Begun {
@@ -183,7 +185,7 @@ pub struct Wishes {
 }
 
 impl CreateRequest {
-    fn wishes(&self) -> Wishes {
+    pub(crate) fn wishes(&self) -> Wishes {
         Wishes {
             env: self.env.clone(),
             metadata: self.metadata.clone(),
@@ -199,16 +201,39 @@ fn begin_fresh(host: &Arc<Host>, fresh: &Fresh, request: &CreateRequest, owner: 
     let mut watch = Stopwatch::default();
     let checked = Checked::of(host, fresh)?;
     let warm = if fresh.cold { None } else { Some(checked.warm_key(host)?) };
-    if let Some((key, stored)) = warm.as_ref().and_then(|key| host.warm.find(key).map(|stored| (key, stored))) {
-        let begun = begin_from(host, &stored, &request.wishes(), owner)?;
-        let Origin::Captured { guest, .. } = begun.origin else { unreachable!("it starts from what was captured") };
-        return Ok(Begun { origin: Origin::Captured { guest, warm: Some(key.clone()) }, ..begun });
+    if let Some(key) = &warm
+        && let Some(begun) = begin_warm(host, key, &request.wishes(), owner)?
+    {
+        return Ok(begun);
     }
     let Checked { template, kernel, shape } = checked;
     let build = |id| first_manifest(host, &request.wishes(), id, (&template, &kernel), shape);
     let parts = begin_parts(host, owner, build, |_| Ok(()))?;
     watch.lap("prepare");
     Ok(Begun { parts, template, kernel, origin: Origin::Boot { warm }, ready_limit: request.ready_limit, watch })
+}
+
+/// One that starts from the warm image of its kind; `None` where there is none, or it cannot be placed: that is no reason not to
+/// boot.
+pub(super) fn begin_warm(
+    host: &Arc<Host>,
+    key: &Key,
+    wishes: &Wishes,
+    owner: Owner,
+) -> Result<Option<Begun>, CreateError> {
+    let Some(stored) = host.warm.find(key) else { return Ok(None) };
+    match begin_from(host, &stored, wishes, owner) {
+        Ok(begun) => {
+            let Origin::Captured { guest, .. } = begun.origin else { unreachable!("it starts from what was captured") };
+            Ok(Some(Begun { origin: Origin::Captured { guest, warm: Some(key.clone()) }, ..begun }))
+        }
+        Err(CreateError::Snapshot(error)) => {
+            let reason = with_causes(&error);
+            tracing::warn!(reason, "a warm image cannot be placed; the sandbox boots");
+            Ok(None)
+        }
+        Err(other) => Err(other),
+    }
 }
 
 /// What a fresh sandbox is to be made of, all of which is there.
@@ -239,6 +264,7 @@ impl Checked {
             vmm: host.vmm.describe().clone(),
             cpu: host.vmm.cpu()?,
             storage: host.storage.layer_format(),
+            host_key: host.instance.public_key(),
         })
     }
 }
@@ -335,6 +361,17 @@ fn first_manifest(
     }
 }
 
+/// One that was begun for nobody is somebody's from now on.
+pub(super) fn set_wishes(manifest: &mut Manifest, wishes: &Wishes) {
+    let Wishes { env, metadata, timeout, on_timeout, ready_limit: _, bound } = wishes.clone();
+    manifest.created_unix_ms = unix_ms();
+    manifest.env.extend(env);
+    manifest.metadata = metadata;
+    manifest.timeout_ms = timeout.map(|timeout| timeout.as_millis() as u64);
+    manifest.on_timeout = on_timeout;
+    manifest.bound = bound;
+}
+
 fn manifest_from(
     host: &Host,
     wishes: &Wishes,
@@ -360,15 +397,7 @@ fn manifest_from(
 pub async fn finish(begun: Begun, cancel: Cancel) -> Result<Sandbox, CreateError> {
     let Begun { mut parts, template, kernel, origin, ready_limit, mut watch } = begun;
     let host = Arc::clone(&parts.host);
-    let steps = Steps {
-        networked: Step::CreateNetworked,
-        disked: Step::CreateDisked,
-        launched: Step::CreateLaunched,
-        loaded: Step::CreateLoaded,
-        thawed: Step::CreateThawed,
-        ready: Step::CreateReady,
-    };
-    let rise = Rise { host: &host, template: &template, kernel: &kernel, ready_limit, steps };
+    let rise = Rise { host: &host, template: &template, kernel: &kernel, ready_limit, steps: steps() };
     match bring_up(&mut parts, &rise, origin, &mut watch, cancel).await {
         Ok(risen) => Ok(Sandbox::new(parts, risen, watch)),
         Err(error) => {
@@ -376,6 +405,18 @@ pub async fn finish(begun: Begun, cancel: Cancel) -> Result<Sandbox, CreateError
             parts.destroy(&mut watch).await.ok();
             Err(error)
         }
+    }
+}
+
+/// The steps of a birth.
+pub(super) fn steps() -> Steps {
+    Steps {
+        networked: Step::CreateNetworked,
+        disked: Step::CreateDisked,
+        launched: Step::CreateLaunched,
+        loaded: Step::CreateLoaded,
+        thawed: Step::CreateThawed,
+        ready: Step::CreateReady,
     }
 }
 
@@ -391,11 +432,15 @@ async fn bring_up(
         Origin::Boot { warm } => (boot(parts, rise, warm, watch, cancel).await?, None),
         Origin::Captured { guest, warm } => match usable(parts, warm.as_ref()).await? {
             Some((disk, vm)) => {
-                let (risen, line) = go_on(parts, rise, &guest, (disk, vm), watch, cancel).await?;
-                (risen, Some(line))
+                let risen = rise.run(parts, disk, vm, watch, cancel.clone()).await?;
+                go_on(parts, rise, &guest, risen, watch, cancel).await?
             }
             None => (boot(parts, rise, warm, watch, cancel).await?, None),
         },
+        Origin::Standby { guest, loaded } => {
+            let risen = rise.wake(parts, loaded, watch, cancel.clone()).await?;
+            go_on(parts, rise, &guest, risen, watch, cancel).await?
+        }
     };
     parts.reached(Step::CreateInited)?;
     parts.start_clock();
@@ -411,7 +456,7 @@ async fn bring_up(
 }
 
 /// What the VM goes on from, if it can be used. A warm image that cannot is removed, and the sandbox boots cold.
-async fn usable(parts: &mut Parts, warm: Option<&Key>) -> Result<Option<(DiskFrom, VmFrom)>, CreateError> {
+pub(super) async fn usable(parts: &mut Parts, warm: Option<&Key>) -> Result<Option<(DiskFrom, VmFrom)>, CreateError> {
     let host = Arc::clone(&parts.host);
     match (resume::check_generation(&host, parts, Number::FIRST).await, warm) {
         (Ok(back), _) => Ok(Some(back.split())),
@@ -485,16 +530,15 @@ fn warn_not_kept(parts: &Parts, error: &(dyn std::error::Error + 'static)) {
     tracing::warn!(sandbox = %parts.manifest.id, reason, "no warm image is kept; the next sandbox boots cold as well");
 }
 
-/// Answers with a line to the guest, whose users may still stand still.
+/// The guest becomes this sandbox's. Answers with a line to it: its users may still stand still.
 async fn go_on(
     parts: &mut Parts,
     rise: &Rise<'_>,
     guest: &SandboxId,
-    (disk, vm): (DiskFrom, VmFrom),
+    mut risen: Risen,
     watch: &mut Stopwatch,
     mut cancel: Cancel,
-) -> Result<(Risen, HostLine), CreateError> {
-    let mut risen = rise.run(parts, disk, vm, watch, cancel.clone()).await?;
+) -> Result<(Risen, Option<HostLine>), CreateError> {
     let (guest, mut line) = match risen.line.take() {
         Some(line) => (guest, line),
         // Booted from a disk that others have too, it takes itself for this sandbox, but for what is on that disk.
@@ -507,7 +551,7 @@ async fn go_on(
     let confirmed = resume::confirm(parts, guest, &mut line, Some(identity(parts)));
     while_it_runs(parts, &mut risen.ended, &mut cancel, confirmed).await.map_err(captured)?;
     watch.lap("confirm");
-    Ok((risen, line))
+    Ok((risen, Some(line)))
 }
 
 /// Who the guest is to be.

@@ -25,6 +25,7 @@ pub(crate) mod resume;
 mod rise;
 pub(crate) mod rollback;
 mod room;
+mod standby;
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -49,6 +50,7 @@ pub use pause::PauseError;
 pub(crate) use pause::seal_disk;
 pub use request::{CheckedShape, HostFacts, Problem, Problems, Shape};
 pub use resume::ResumeError;
+pub(crate) use standby::Standby;
 
 use self::rise::Risen;
 

@@ -95,9 +95,22 @@ pub(super) struct Risen {
 }
 
 /// A VMM that runs and has not been told anything yet.
-pub(super) struct Launched {
+struct Launched {
     boot: Box<dyn Boot>,
     ended: oneshot::Receiver<VmEnd>,
+}
+
+/// A VM that is as it was captured, its CPUs standing still.
+pub(super) struct Loaded {
+    machine: Box<dyn Machine>,
+    ended: oneshot::Receiver<VmEnd>,
+}
+
+impl Loaded {
+    /// Whether its VMM still runs.
+    pub(super) fn runs(&mut self) -> bool {
+        matches!(self.ended.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+    }
 }
 
 /// The names of the steps, which differ between a birth and a resume.
@@ -130,6 +143,44 @@ impl Rise<'_> {
         watch: &mut Stopwatch,
         cancel: Cancel,
     ) -> Result<Risen, CreateError> {
+        match vm {
+            VmFrom::Boot => {
+                let launched = self.start_vmm(parts, disk, &vm, watch, &cancel).await?;
+                self.boot(parts, launched, watch, cancel).await
+            }
+            VmFrom::Generation(..) => {
+                let loaded = self.load(parts, disk, &vm, watch, cancel.clone()).await?;
+                self.wake(parts, loaded, watch, cancel).await
+            }
+        }
+    }
+
+    /// Up to a VM that is as it was captured: nothing of it runs yet.
+    pub(super) async fn load(
+        &self,
+        parts: &mut Parts,
+        disk: DiskFrom,
+        vm: &VmFrom,
+        watch: &mut Stopwatch,
+        mut cancel: Cancel,
+    ) -> Result<Loaded, CreateError> {
+        let Launched { boot, mut ended } = self.start_vmm(parts, disk, vm, watch, &cancel).await?;
+        let load = async { Ok::<_, CreateError>(boot.boot().await?) };
+        let machine = while_it_runs(parts, &mut ended, &mut cancel, load).await?;
+        parts.reached(self.steps.loaded)?;
+        watch.lap("load");
+        Ok(Loaded { machine, ended })
+    }
+
+    /// Up to a VMM that waits for what it is to run.
+    async fn start_vmm(
+        &self,
+        parts: &mut Parts,
+        disk: DiskFrom,
+        vm: &VmFrom,
+        watch: &mut Stopwatch,
+        cancel: &Cancel,
+    ) -> Result<Launched, CreateError> {
         // With the network's slot, and before there is anything of it.
         parts.manifest.disk = Some(self.disk_record(parts, &disk));
         self.network(parts).await?;
@@ -138,15 +189,12 @@ impl Rise<'_> {
         self.disk(parts, disk).await?;
         parts.reached(self.steps.disked)?;
         watch.lap("disk");
-        check_cancel(&cancel)?;
+        check_cancel(cancel)?;
         self.cgroup(parts).await?;
-        let launched = self.launch(parts, &vm).await?;
+        let launched = self.launch(parts, vm).await?;
         parts.reached(self.steps.launched)?;
         watch.lap("vmm");
-        let risen = self.ready(parts, launched, &vm, watch, cancel).await?;
-        parts.reached(self.steps.ready)?;
-        watch.lap("guest");
-        Ok(risen)
+        Ok(launched)
     }
 
     async fn network(&self, parts: &mut Parts) -> Result<(), CreateError> {
@@ -294,7 +342,7 @@ impl Rise<'_> {
 
     /// What the kernel and wrenn-init are told.
     fn command_line(&self, id: &SandboxId) -> String {
-        let key = hex::encode(self.host.instance.key().verifying_key().to_bytes());
+        let key = self.host.instance.public_key();
         format!(
             "{} wrenn.id={id} wrenn.key={key} wrenn.ip=169.254.0.21/30 wrenn.gw=169.254.0.22 wrenn.dns=169.254.0.22 \
              wrenn.root=/dev/vda",
@@ -302,43 +350,58 @@ impl Rise<'_> {
         )
     }
 
-    async fn ready(
+    async fn boot(
         &self,
         parts: &Parts,
         launched: Launched,
-        vm: &VmFrom,
         watch: &mut Stopwatch,
         mut cancel: Cancel,
     ) -> Result<Risen, CreateError> {
         let Launched { boot, mut ended } = launched;
         let envd = guest_client(parts);
-        let not_ready = |source| not_ready(parts, source);
+        let answers = Notify::new();
+        let boot = async { undisturbed(boot.boot().await?, answers.notified()).await };
+        let ready = async {
+            let ready = envd.wait_ready(self.ready_limit).await;
+            ready.map(|()| answers.notify_one()).map_err(|source| not_ready(parts, source))
+        };
+        let up = async { tokio::try_join!(boot, ready) };
+        let (machine, ()) = while_it_runs(parts, &mut ended, &mut cancel, up).await?;
+        self.is_up(parts, watch)?;
+        Ok(Risen { machine, envd, line: None, ended })
+    }
+
+    /// Lets a loaded VM go on; answers when its guest does.
+    pub(super) async fn wake(
+        &self,
+        parts: &Parts,
+        loaded: Loaded,
+        watch: &mut Stopwatch,
+        mut cancel: Cancel,
+    ) -> Result<Risen, CreateError> {
+        let Loaded { mut machine, mut ended } = loaded;
+        let envd = guest_client(parts);
+        let answers = Notify::new();
         let up = async {
-            match vm {
-                VmFrom::Boot => {
-                    let answers = Notify::new();
-                    let boot = async { undisturbed(boot.boot().await?, answers.notified()).await };
-                    let ready = envd.wait_ready(self.ready_limit);
-                    let ready = async { ready.await.map(|()| answers.notify_one()).map_err(not_ready) };
-                    tokio::try_join!(boot, ready).map(|(machine, ())| (machine, None))
-                }
-                VmFrom::Generation(..) => {
-                    let mut machine = boot.boot().await?;
-                    parts.reached(self.steps.loaded)?;
-                    watch.lap("load");
-                    machine.thaw().await?;
-                    parts.reached(self.steps.thawed)?;
-                    let answers = Notify::new();
-                    let line = envd.reach(self.ready_limit);
-                    let line = async { line.await.inspect(|_| answers.notify_one()).map_err(not_ready) };
-                    let up = tokio::try_join!(undisturbed(machine, answers.notified()), line);
-                    up.map(|(machine, line)| (machine, Some(line)))
-                }
-            }
+            machine.thaw().await?;
+            parts.reached(self.steps.thawed)?;
+            let line = async {
+                let line = envd.reach(self.ready_limit).await;
+                line.inspect(|_| answers.notify_one()).map_err(|source| not_ready(parts, source))
+            };
+            tokio::try_join!(undisturbed(machine, answers.notified()), line)
         };
         let (machine, line) = while_it_runs(parts, &mut ended, &mut cancel, up).await?;
+        self.is_up(parts, watch)?;
+        Ok(Risen { machine, envd, line: Some(line), ended })
+    }
+
+    /// Its guest answers.
+    fn is_up(&self, parts: &Parts, watch: &mut Stopwatch) -> Result<(), CreateError> {
         warn_of_no_filter(parts);
-        Ok(Risen { machine, envd, line, ended })
+        parts.reached(self.steps.ready)?;
+        watch.lap("guest");
+        Ok(())
     }
 
     /// Gives a guest that was booted its token, environment and clock.

@@ -18,6 +18,10 @@ pub struct AgentArgs {
     /// Networks that are made ahead, so that a new sandbox need not wait for its own.
     #[arg(long, value_name = "N")]
     pub pool: Option<u16>,
+    /// Sandboxes that are made ahead, of the kinds that were created last, so that the next of them starts sooner. Memory is set
+    /// aside for them as if they ran.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub standby: u16,
     /// Memory in MiB that all VMs that run may have together; by default what the host has, less a reserve.
     #[arg(long, value_name = "MIB")]
     pub memory: Option<u32>,
