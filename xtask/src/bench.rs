@@ -43,8 +43,8 @@ pub struct Args {
     /// How often each measurement is taken
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Only these parts: boots, a run under load, a running sandbox, disks, pause and resume, and, only when asked for,
-    /// many boots at once and an agent with many sandboxes
+    /// Only these parts: boots, a run under load, a running sandbox, disks, pause and resume, warm starts and forks,
+    /// memory on demand, and, only when asked for, many resumes in a row, many boots at once and an agent with many sandboxes
     #[arg(long)]
     only: Vec<Part>,
     /// Measure in an emulated host, which has KVM, device-mapper and, where there is one, this host's Firecracker
@@ -66,6 +66,9 @@ enum Part {
     Warm,
     Disk,
     Life,
+    Branch,
+    OnDemand,
+    Depth,
     Crowd,
     CrowdLife,
 }
@@ -162,6 +165,9 @@ fn measuring(program: &Path, wrenn: &Path, data: &Path, args: &Args) -> Result<V
             Part::Warm => "warm",
             Part::Disk => "disk",
             Part::Life => "life",
+            Part::Branch => "branch",
+            Part::OnDemand => "on-demand",
+            Part::Depth => "depth",
             Part::Crowd => "crowd",
             Part::CrowdLife => "crowd-life",
         };

@@ -3,6 +3,7 @@
 //! It is asked over its socket, as `wrenn sandbox` asks it, but without the start of a program for each question. Its
 //! sandboxes carry a label, so that nobody else's are touched, and those of a run that was cut off are removed by the next.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::fd::AsFd as _;
@@ -14,13 +15,13 @@ use rustix::process::Signal;
 use tokio::time::sleep;
 use wrenn_agent::envd_client::{Command, EnvdClient, ExecEnd, ExecEvent};
 use wrenn_agent::guest_link;
-use wrenn_agent::host_agent::{HostAgent as _, Phase, View};
+use wrenn_agent::host_agent::{Changed, CreateRequest, HostAgent as _, Phase, View};
 use wrenn_agent::rpc::{self, Remote};
 use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::DriverKind;
 use wrenn_sys::spawn::{ExitStatus, Spawn};
 
-use crate::program::{Running, rss};
+use crate::program::{Running, children, rss};
 use crate::setting::Setting;
 
 /// The label of what is measured.
@@ -38,10 +39,16 @@ pub struct Agent {
 impl Agent {
     /// Starts one with the drivers of everything else that is measured.
     pub async fn start(setting: &Setting) -> Result<Self> {
+        Self::start_with(setting, &[]).await
+    }
+
+    /// The same with these arguments.
+    pub async fn start_with(setting: &Setting, args: &[&str]) -> Result<Self> {
         let mut log = tempfile::tempfile()?;
         let vmm = setting.host.vmm.describe();
         let spawn = Spawn::new(&setting.wrenn)
             .arg("agent")
+            .args(args.iter().copied())
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("WRENN_DIR", &setting.data)
             .env("WRENN_VMM", vmm.driver.to_string())
@@ -67,9 +74,29 @@ impl Agent {
 
     /// A new sandbox with that much memory.
     pub async fn create(&self, setting: &Setting, memory: Mib) -> Result<View> {
-        let mut request = setting.request_of(memory);
-        request.metadata.insert(LABEL.0.to_owned(), LABEL.1.to_owned());
-        Ok(self.remote.create(request).await?.changed.view)
+        Ok(self.create_as(setting.request_of(memory)).await?.view)
+    }
+
+    /// A new sandbox as asked for, with the label.
+    pub async fn create_as(&self, mut request: CreateRequest) -> Result<Changed> {
+        request.metadata = Self::label();
+        Ok(self.remote.create(request).await?.changed)
+    }
+
+    /// The labels of what is measured.
+    pub fn label() -> BTreeMap<String, String> {
+        BTreeMap::from([(LABEL.0.to_owned(), LABEL.1.to_owned())])
+    }
+
+    /// The shim of a sandbox that runs: it has the sandbox's folder in its command line.
+    pub fn shim_pid(&self, view: &View) -> Result<u32> {
+        let shim = processes_with(view.id.as_str())?.into_iter().find(|(_, line)| line.contains("shim.json"));
+        Ok(shim.with_context(|| format!("{} has no shim", view.id))?.0)
+    }
+
+    /// The VMM of a sandbox that runs: its shim's child.
+    pub fn vmm_pid(&self, view: &View) -> Result<u32> {
+        children(self.shim_pid(view)?)?.first().copied().with_context(|| format!("{} has no VMM", view.id))
     }
 
     /// The guest of a sandbox.
@@ -130,6 +157,14 @@ impl Agent {
         ensure!(ended.status == ExitStatus::Exited(0), "it ended with {:?}", ended.status);
         Ok(())
     }
+}
+
+/// The processes that have `word` in their command lines.
+fn processes_with(word: &str) -> Result<Vec<(u32, String)>> {
+    let pids = std::fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    // One that has ended meanwhile has none.
+    let lines = pids.map(|pid: u32| (pid, std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default()));
+    Ok(lines.filter(|(_, line)| line.contains(word)).collect())
 }
 
 /// Whether all of these run.

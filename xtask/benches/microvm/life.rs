@@ -30,10 +30,8 @@ use wrenn_agent::generation::{Folder, Generation, Generations, Number};
 use wrenn_agent::host_agent::{Changed, HostAgent as _, PauseOptions, ResumeOptions, View};
 use wrenn_agent::layers::Layers;
 use wrenn_agent::sandbox::Timing;
-use wrenn_engine::network::Lease;
-use wrenn_engine::storage::Layer;
 use wrenn_engine::units::Mib;
-use wrenn_engine::vmm::{DriverKind, HostFile, MemoryBacking, Start};
+use wrenn_engine::vmm::DriverKind;
 
 use crate::Round;
 use crate::agent::Agent;
@@ -114,7 +112,8 @@ impl Rest {
     }
 }
 
-fn phase(timings: &[Timing], name: &str) -> Result<f64> {
+/// Milliseconds of one step.
+pub fn phase(timings: &[Timing], name: &str) -> Result<f64> {
     let found = timings.iter().find(|timing| timing.phase == name);
     Ok(millis(found.with_context(|| format!("the agent does not tell how long `{name}` took"))?.took))
 }
@@ -223,7 +222,7 @@ fn tell_of_pause(setting: &Setting, round: &mut Round, rest: &Rest) -> Result<()
 }
 
 /// A copy from memory to memory, both used before.
-fn copy_ms(bytes: &[u8]) -> f64 {
+pub fn copy_ms(bytes: &[u8]) -> f64 {
     let mut target = vec![1; bytes.len()];
     let mut times = [0.0; BARE_TIMES].map(|_: f64| {
         let begun = Instant::now();
@@ -262,7 +261,8 @@ fn make(path: &Path, bytes: &[u8]) -> Result<Written> {
     Ok(Written { written, synced: millis(begun.elapsed()) })
 }
 
-fn middle(times: &mut [f64]) -> f64 {
+/// The middle of some times.
+pub fn middle(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
 }
@@ -296,30 +296,7 @@ async fn ours(agent: &Agent, round: &mut Round, view: &View) -> Result<()> {
 
 async fn bare(setting: &Setting, round: &mut Round, rest: &Rest) -> Result<()> {
     round.doing("a plain VMM goes on from it");
-    let lease = setting.host.network.acquire().await?;
-    let restored = restore(setting, &lease, rest).await;
-    lease.destroy().await?;
-    round.value("plain-restore", "ms", millis(restored.context("cannot measure a plain VMM")?));
+    let restored = plain::restore(setting, &rest.folder, &Layers::of(&rest.beside)).await?;
+    round.value("plain-restore", "ms", millis(restored.wall));
     Ok(())
-}
-
-async fn restore(setting: &Setting, lease: &Lease, rest: &Rest) -> Result<Duration> {
-    // Sockets want a short path, and the copy of the disk the file system of the disk.
-    let (scratch, disk_folder) = (tempfile::tempdir()?, tempfile::tempdir_in(&setting.data)?);
-    let description = Generation::read(&rest.folder)?.disk;
-    let beneath = Layers::of(&rest.beside);
-    let layer = |id| Layer { path: beneath.path(id), format: description.format, size_bytes: description.size_bytes };
-    let mut layers = vec![plain::template_layer(setting)?];
-    layers.extend(description.beneath.iter().map(layer));
-    layers.push(rest.folder.layer(&description));
-    let devices = HostFile::open(&rest.folder.devices())?;
-    let memory = HostFile::open(&rest.folder.memory_files().base)?;
-    let start = (Start::Restore { devices, memory: MemoryBacking::File }, memory);
-    let disk = setting.host.storage.restore(&plain::place(setting, disk_folder.path()), &layers)?;
-    let restored = match plain::vm(setting, lease, scratch.path(), &disk, start) {
-        Ok(vm) => plain::restored(setting, lease, vm).await,
-        Err(error) => Err(error),
-    };
-    setting.host.storage.remove(&disk)?;
-    restored
 }

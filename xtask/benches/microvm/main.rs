@@ -10,7 +10,10 @@
 //!         ─► warm: one sandbox in this process: idle memory, exec, output, each beside its bare counterpart
 //!         ─► disk: a device-mapper disk made and removed, and the same by programs
 //!         ─► life: an agent's memory, a sandbox paused and resumed, each beside its bare parts
-//!         ─► crowd: 32 `wrenn run -- true` at once                              only when asked for
+//!         ─► branch: warm creates, one that waited, forks, each beside a plain VMM that goes on from the same state
+//!         ─► on-demand: memory that a Firecracker's shim serves, beside memory that is mapped
+//!         ─► depth: the 50th resume of a sandbox beside its first                                           only when asked for
+//!         ─► crowd: 32 `wrenn run -- true` at once                                                          likewise
 //!         ─► crowd-life: an agent with 20 sandboxes, its memory, and the next agent that takes them over       likewise
 //! ```
 //!
@@ -23,12 +26,15 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 
 mod agent;
+mod branch;
 mod cold;
 mod crowd;
 mod crowd_life;
+mod depth;
 mod disk;
 mod life;
 mod load;
+mod on_demand;
 mod plain;
 mod program;
 #[path = "../../src/bench/record.rs"]
@@ -57,7 +63,7 @@ pub struct Args {
     /// The Firecracker to measure, where it is the host's best VMM
     #[arg(long)]
     firecracker: Option<PathBuf>,
-    /// Only these parts of each round: cold, load, warm, disk, life, crowd, crowd-life
+    /// Only these parts of each round: cold, load, warm, disk, life, branch, on-demand, depth, crowd, crowd-life
     #[arg(long)]
     only: Vec<String>,
     /// Cargo's own mark of a bench run
@@ -68,18 +74,21 @@ pub struct Args {
 /// Takes the values of one part of a round.
 type Take = fn(&Setting, &mut Round) -> Result<()>;
 
-const PARTS: [(&str, Take); 7] = [
+const PARTS: [(&str, Take); 10] = [
     ("cold", cold::take),
     ("load", load::take),
     ("warm", warm::take),
     ("disk", disk::take),
     ("life", life::take),
+    ("branch", branch::take),
+    ("on-demand", on_demand::take),
+    ("depth", depth::take),
     ("crowd", crowd::take),
     ("crowd-life", crowd_life::take),
 ];
 
 /// What takes minutes and is not part of a round by itself.
-const ON_DEMAND: [&str; 2] = ["crowd", "crowd-life"];
+const ON_DEMAND: [&str; 3] = ["depth", "crowd", "crowd-life"];
 
 /// Where the values of a round go.
 #[derive(Debug)]

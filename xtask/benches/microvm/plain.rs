@@ -7,18 +7,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use wrenn_agent::envd_client::{EnvdClient, Nonces};
+use wrenn_agent::generation::{Folder, Generation};
 use wrenn_agent::guest_dial::GuestDial;
+use wrenn_agent::layers::Layers;
 use wrenn_engine::names::{DiskName, SandboxId};
 use wrenn_engine::network::addresses::TAP;
 use wrenn_engine::network::{GUEST_MAC, Lease};
 use wrenn_engine::storage::{Disk, Layer, LayerFormat, Place};
-use wrenn_engine::vmm::{DiskFile, HostFile, Launch, Plan, Start, Tap, VmSpec};
+use wrenn_engine::vmm::{DiskFile, HostFile, Launch, MemoryBacking, Plan, Start, Tap, VmSpec};
 use wrenn_proto::shim;
 use wrenn_sys::spawn::{Jail, JailEntry, Spawn};
 
-use crate::program::Running;
+use crate::program::{Running, cpu_time, own_memory};
 use crate::setting::{MEMORY, READY_LIMIT, Setting, TEMPLATE, VCPUS};
 
 /// Whose VM it is, as far as names go: no sandbox is called this.
@@ -47,7 +49,7 @@ pub fn vm(
 ) -> Result<VmSpec> {
     let host = &setting.host;
     let kernel = host.images.kernel(None)?;
-    let key = hex::encode(host.instance.key().verifying_key().to_bytes());
+    let key = host.instance.public_key();
     let id = id();
     Ok(VmSpec {
         // As we are: who listens for us is checked against this.
@@ -96,11 +98,51 @@ fn drain(mut console: io::PipeReader) {
     std::thread::spawn(move || io::copy(&mut console, &mut io::sink()));
 }
 
+/// A plain VMM that has gone on from a captured state.
+#[derive(Clone, Copy, Debug)]
+pub struct Restored {
+    /// From its start until its guest's agent answers.
+    pub wall: Duration,
+    /// Its CPU time until then, the guest's included.
+    pub cpu: Duration,
+    /// Memory that is its own then, in bytes.
+    pub own_bytes: u64,
+}
+
+/// A plain VMM goes on from the generation in `folder`, whose disk stands on `layers`; its network and its copy of the disk are
+/// made before.
+pub async fn restore(setting: &Setting, folder: &Folder, layers: &Layers) -> Result<Restored> {
+    let lease = setting.host.network.acquire().await?;
+    let restored = restore_on(setting, &lease, folder, layers).await;
+    lease.destroy().await?;
+    restored.context("cannot measure a plain VMM")
+}
+
+async fn restore_on(setting: &Setting, lease: &Lease, folder: &Folder, beneath: &Layers) -> Result<Restored> {
+    // Sockets want a short path, and the copy of the disk the file system of the disk.
+    let (scratch, disk_folder) = (tempfile::tempdir()?, tempfile::tempdir_in(&setting.data)?);
+    let description = Generation::read(folder)?.disk;
+    let layer = |id| Layer { path: beneath.path(id), format: description.format, size_bytes: description.size_bytes };
+    let mut layers = vec![template_layer(setting)?];
+    layers.extend(description.beneath.iter().map(layer));
+    layers.push(folder.layer(&description));
+    let devices = HostFile::open(&folder.devices())?;
+    let memory = HostFile::open(&folder.memory_files().base)?;
+    let start = (Start::Restore { devices, memory: MemoryBacking::File }, memory);
+    let disk = setting.host.storage.restore(&place(setting, disk_folder.path()), &layers)?;
+    let restored = match vm(setting, lease, scratch.path(), &disk, start) {
+        Ok(vm) => restored(setting, lease, vm).await,
+        Err(error) => Err(error),
+    };
+    setting.host.storage.remove(&disk)?;
+    restored
+}
+
 /// From the start of the driver's own VMM until it has taken up the captured state of `vm` and its guest's agent answers;
 /// then it is ended.
 ///
 /// A Firecracker is put into the root that the driver has for it, because what it captured names its disk in there.
-pub async fn restored(setting: &Setting, lease: &Lease, vm: VmSpec) -> Result<Duration> {
+async fn restored(setting: &Setting, lease: &Lease, vm: VmSpec) -> Result<Restored> {
     let Plan { launch: Launch { program, args, descriptors, jail, pager: _ }, boot } = setting.host.vmm.plan(vm)?;
     let netns = File::open(lease.netns_path())?;
     let mut spawn = Spawn::new(program).args(args).netns(netns.as_fd());
@@ -115,7 +157,8 @@ pub async fn restored(setting: &Setting, lease: &Lease, vm: VmSpec) -> Result<Du
     let mut machine = boot.boot().await?;
     machine.thaw().await?;
     envd.wait_ready(READY_LIMIT).await?;
-    Ok(vmm.started().elapsed())
+    let wall = vmm.started().elapsed();
+    Ok(Restored { wall, cpu: cpu_time(vmm.pid())?, own_bytes: own_memory(vmm.pid())? })
 }
 
 /// As the shim makes it of its orders.

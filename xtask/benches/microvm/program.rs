@@ -115,7 +115,7 @@ pub fn read_off(from: &mut impl Read, bytes: u64) -> Result<()> {
 }
 
 /// CPU time of a process, all its threads, ended ones too; also while it is a zombie.
-fn cpu_time(pid: u32) -> Result<Duration> {
+pub fn cpu_time(pid: u32) -> Result<Duration> {
     let pid = Pid::from_raw(i32::try_from(pid)?);
     let clock = ClockId::pid_cpu_clock_id(pid).context("a process has no CPU clock")?;
     let time = clock_gettime(clock).context("cannot read a process's CPU clock")?;
@@ -144,10 +144,27 @@ pub fn rss(pid: u32) -> Result<u64> {
     size_of(pid, "VmRSS")
 }
 
+/// The memory of a living process that is nobody else's and no file's, in bytes.
+pub fn own_memory(pid: u32) -> Result<u64> {
+    size_in(pid, "smaps_rollup", "Anonymous")
+}
+
+/// What a living process has had read from block devices, in bytes.
+pub fn read_bytes(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/io");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let value = text.lines().find_map(|line| line.strip_prefix("read_bytes: "));
+    Ok(value.with_context(|| format!("no read_bytes in {path}"))?.parse()?)
+}
+
 fn size_of(pid: u32, field: &str) -> Result<u64> {
-    let path = format!("/proc/{pid}/status");
-    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    status_bytes(&status, field).with_context(|| format!("no {field} in {path}"))
+    size_in(pid, "status", field)
+}
+
+fn size_in(pid: u32, file: &str, field: &str) -> Result<u64> {
+    let path = format!("/proc/{pid}/{file}");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    status_bytes(&text, field).with_context(|| format!("no {field} in {path}"))
 }
 
 /// A size in a process's status, in bytes.

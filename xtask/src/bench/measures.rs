@@ -14,6 +14,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("pause-scan-difference", Target::AtMost(20.0)),
     ("agent-rss-idle", Target::AtMost(30.0)),
     ("agent-rss-per-sandbox", Target::AtMost(1.0)),
+    ("uffd-read", Target::AtMost(20.0)),
     ("adopt-20", Target::AtMost(2000.0)),
 ];
 
@@ -62,6 +63,40 @@ pub const RATIOS: &[Ratio] = &[
     },
     // From the call until `true` has run in the guest, to a plain VMM that goes on from the same state until its guest answers.
     Ratio { name: "resume-ratio", of: "resume-exec", to: "plain-restore", target: Some(Target::AtMost(1.25)) },
+    // The same of a new sandbox that starts from its warm image; where one was made ahead; and booted, to that.
+    Ratio {
+        name: "warm-create-ratio",
+        of: "warm-create-exec",
+        to: "warm-plain-restore",
+        target: Some(Target::AtMost(1.25)),
+    },
+    Ratio {
+        name: "standby-create-ratio",
+        of: "standby-create-exec",
+        to: "warm-plain-restore",
+        target: Some(Target::AtMost(1.0)),
+    },
+    Ratio {
+        name: "cold-create-ratio",
+        of: "cold-create-exec",
+        to: "warm-create-exec",
+        target: Some(Target::AtLeast(8.0)),
+    },
+    // 16 forks, to the CPU time of as many plain VMMs that go on, on all cores.
+    Ratio { name: "fork-ratio", of: "fork-last", to: "fork-least", target: Some(Target::AtMost(1.2)) },
+    Ratio { name: "fork-frozen-ratio", of: "fork-frozen", to: "fork-frozen-bare", target: Some(Target::AtMost(1.5)) },
+    Ratio {
+        name: "fork-own-memory-ratio",
+        of: "fork-own-memory",
+        to: "fork-own-memory-bare",
+        target: Some(Target::AtMost(1.2)),
+    },
+    // Memory that is served page by page: without a list of what is wanted first, to with it; and mapped, to that.
+    Ratio { name: "uffd-ratio", of: "uffd-blind-exec", to: "uffd-exec", target: Some(Target::AtLeast(2.0)) },
+    Ratio { name: "uffd-file-ratio", of: "file-exec", to: "uffd-exec", target: None },
+    // What a resume costs does not grow.
+    Ratio { name: "depth-10-ratio", of: "depth-10-exec", to: "depth-1-exec", target: Some(Target::AtMost(1.2)) },
+    Ratio { name: "depth-50-ratio", of: "depth-50-exec", to: "depth-1-exec", target: Some(Target::AtMost(1.2)) },
     // 32 at once, to the CPU time that they take on all cores.
     Ratio { name: "crowd-ratio", of: "crowd-wall", to: "crowd-least", target: Some(Target::AtMost(1.2)) },
     // Throughput: more is better.
