@@ -3,19 +3,20 @@
 use std::collections::BTreeSet;
 use std::process::Stdio;
 
-use crate::world::{World, assert_failed, eventually, finish};
+use crate::world::{World, assert_failed, finish};
 
 /// What must differ in each guest, a line each.
 const WHO: &str =
     "hostname; cat /etc/machine-id; cat /proc/sys/kernel/random/boot_id; head -c 32 /dev/urandom | sha256sum";
 
-/// How many; a soak makes so many that chance would show.
-fn forks() -> usize {
+/// How many at once, and how often: a soak makes so many that chance would show.
+fn forks() -> (usize, usize) {
     let (emulated, soak) = (std::env::var_os("WRENN_TEST_STACK"), std::env::var_os("WRENN_TEST_ROUNDS"));
     match (emulated, soak) {
-        (Some(_), None) => 4,
-        (None, None) => 8,
-        (_, Some(_)) => 50,
+        (Some(_), None) => (4, 1),
+        (Some(_), Some(_)) => (10, 5),
+        (None, None) => (50, 1),
+        (None, Some(_)) => (50, 20),
     }
 }
 
@@ -30,26 +31,17 @@ fn root_every_fork_at_any_moment_is_somebody_else_and_knows_all() {
         &parent,
         "while [ ! -e /dev/shm/go ]; do sleep 1; done; head -c 32 /dev/urandom | sha256sum > /root/drawn",
     );
-    let children = world.fork(&parent, forks());
-    assert_eq!(world.sh(&parent, "cat /root/file /dev/shm/file"), "kept\nkept\n");
-
-    let mut seen = vec![BTreeSet::new(); 6];
-    for id in children.iter().chain([&parent]) {
-        assert_eq!(world.sh(id, "cat /root/file /dev/shm/file; touch /dev/shm/go"), "kept\nkept\n");
-        eventually("it draws", || world.exec(id, "test -s /root/drawn").status.success());
-        let mut lines: Vec<String> =
-            world.sh(id, &format!("{WHO}; cat /root/drawn")).lines().map(str::to_owned).collect();
-        lines.push(world.sandbox(&["get", id])["access_token"].to_string());
-        assert_eq!(lines.len(), seen.len(), "{lines:?}");
-        for (seen, line) in seen.iter_mut().zip(lines) {
-            assert!(seen.insert(line.clone()), "twice: {line}");
-        }
-        assert_eq!(world.sh(id, "echo $E2B_SANDBOX_ID").trim(), id.as_str());
+    let ((at_once, times), mut seen) = (forks(), vec![BTreeSet::new(); 6]);
+    for _ in 0..times {
+        let children = world.fork(&parent, at_once);
+        assert_eq!(world.sh(&parent, "cat /root/file /dev/shm/file"), "kept\nkept\n");
+        children.iter().for_each(|id| assert_is_somebody_else(&world, id, &mut seen));
+        // What one does, no other sees.
+        world.sh(&children[0], "echo mine > /root/file; echo mine > /dev/shm/file");
+        assert_eq!(world.sh(&children[1], "cat /root/file /dev/shm/file"), "kept\nkept\n");
+        world.remove(&children);
     }
-    // What one does, no other sees.
-    world.sh(&children[0], "echo mine > /root/file; echo mine > /dev/shm/file");
-    assert_eq!(world.sh(&children[1], "cat /root/file /dev/shm/file"), "kept\nkept\n");
-    world.remove(&children);
+    assert_is_somebody_else(&world, &parent, &mut seen);
     world.remove(&[parent]);
     assert_eq!(
         std::fs::read_dir(world.dir().join("snapshots")).map_or(0, Iterator::count),
@@ -58,6 +50,22 @@ fn root_every_fork_at_any_moment_is_somebody_else_and_knows_all() {
     );
     agent.stop();
     world.finish_agent();
+}
+
+/// It knows what its parent did, and nothing by which it could be told from another has been `seen` yet.
+fn assert_is_somebody_else(world: &World, id: &str, seen: &mut [BTreeSet<String>]) {
+    let script = format!(
+        "cat /root/file /dev/shm/file; echo $E2B_SANDBOX_ID; touch /dev/shm/go; until [ -s /root/drawn ]; do sleep 0.1; done; \
+         {WHO}; cat /root/drawn"
+    );
+    let told = world.sh(id, &script);
+    let told = told.strip_prefix(&format!("kept\nkept\n{id}\n")).unwrap_or_else(|| panic!("{id}: {told}"));
+    let mut lines: Vec<String> = told.lines().map(str::to_owned).collect();
+    lines.push(world.sandbox(&["get", id])["access_token"].to_string());
+    assert_eq!(lines.len(), seen.len(), "{lines:?}");
+    for (seen, line) in seen.iter_mut().zip(lines) {
+        assert!(seen.insert(line.clone()), "twice: {line}");
+    }
 }
 
 #[test]

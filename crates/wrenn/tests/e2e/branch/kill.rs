@@ -144,6 +144,85 @@ fn root_a_fault_at_any_moment_of_a_fork_leaves_the_parent_and_forks_or_nothing()
     end(world, id);
 }
 
+/// What is captured of a VM before anything was told to it.
+const WARM: Operation = Operation {
+    name: "warm",
+    steps: &[
+        "capture-begun",
+        "capture-users-frozen",
+        "capture-frozen",
+        "capture-taken",
+        "capture-sealed",
+        "capture-thawed",
+        "capture-durable",
+    ],
+};
+
+#[test]
+fn root_a_fault_at_any_moment_of_a_warm_up_leaves_a_warm_image_or_none() {
+    let world = World::cold();
+    let images = world.dir().join("warm");
+    let mut outcomes = std::collections::BTreeMap::new();
+    for cell in cells(&WARM, &FAULTS) {
+        let done = strike(&world, cell, &["template", "warm", "minimal", "--memory", "128"]);
+        let agent = world.agent(&[]);
+        assert!(world.sandbox(&["ls"]).as_array().unwrap().is_empty(), "{cell:?}");
+        let names = || std::fs::read_dir(&images).into_iter().flatten().map(|entry| entry.unwrap().path());
+        let kept: Vec<_> = names().filter(|path| path.is_dir()).collect();
+        assert!(kept.len() <= 1 && (!done || kept.len() == 1), "{cell:?}: {kept:?}");
+        assert!(kept.iter().all(|path| path.extension().is_none()), "{cell:?}: half an image stays: {kept:?}");
+        let next = world.sandbox(&["create", "--memory", "128"]);
+        assert_eq!(next["start"], if kept.is_empty() { "cold" } else { "warm" }, "{cell:?}");
+        let next = next["id"].as_str().unwrap().to_owned();
+        assert_eq!(world.sh(&next, "echo well"), "well\n", "{cell:?}");
+        world.remove(&[next]);
+        outcomes.insert(cell, if kept.is_empty() { "none" } else { "one" }.to_owned());
+        agent.stop();
+        assert_eq!(world.left_behind_by_agent(), Vec::<String>::new(), "{cell:?}");
+        std::fs::remove_dir_all(&images).unwrap();
+    }
+    report(&outcomes);
+    world.finish_agent();
+}
+
+const FLATTEN: Operation =
+    Operation { name: "flatten", steps: &["flatten-begun", "flatten-written", "flatten-named", "flatten-done"] };
+
+#[test]
+fn root_a_fault_at_any_moment_of_a_flattening_leaves_a_template_or_none() {
+    let world = World::new();
+    let id = begin(&world);
+    let agent = world.agent(&[]);
+    world.snapshot(&id, "then");
+    agent.stop();
+    let folders = || std::fs::read_dir(world.dir().join("templates")).unwrap().count();
+    let (before, mut outcomes) = (folders(), std::collections::BTreeMap::new());
+    // No VM takes part in it.
+    for cell in cells(&FLATTEN, &["kill-agent", "fail", "full"]) {
+        let done = strike(&world, cell, &["template", "from-snapshot", "then", "mine"]);
+        let agent = world.agent(&[]);
+        let all = world.json(&["template", "ls"])["templates"].clone();
+        let is_there = all.as_array().unwrap().iter().any(|template| template["name"] == "mine");
+        assert!(is_there || !done, "{cell:?}: {all}");
+        if !is_there {
+            assert_eq!(folders(), before, "{cell:?}: half a template stays");
+            world.json(&["template", "from-snapshot", "then", "mine"]);
+        }
+        let child = world.create(&["--template", "mine", "--memory", "128"]);
+        assert_eq!(world.sh(&child, "cat /root/file"), "on disk\n", "{cell:?}");
+        world.remove(&[child]);
+        world.json(&["template", "rm", "mine"]);
+        assert_eq!(folders(), before, "{cell:?}");
+        outcomes.insert(cell, if is_there { "a template" } else { "none" }.to_owned());
+        agent.stop();
+    }
+    report(&outcomes);
+    let agent = world.agent(&[]);
+    world.json(&["snapshot", "rm", "then"]);
+    agent.stop();
+    end(world, id);
+}
+
 fn view(view: &serde_json::Value) -> (String, String) {
     (view["id"].as_str().unwrap().to_owned(), view["state"].as_str().unwrap().to_owned())
 }

@@ -1,10 +1,12 @@
 //! Sandboxes as something to branch: snapshots, forks, rollbacks, warm starts, templates from snapshots.
 
 mod fork;
+mod full;
 mod kill;
 mod model;
 mod rollback;
 mod snapshot;
+mod standby;
 mod template;
 mod warm;
 

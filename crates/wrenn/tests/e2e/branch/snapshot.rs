@@ -111,3 +111,47 @@ fn root_a_damaged_snapshot_is_refused_by_name_and_nothing_else_suffers() {
     agent.stop();
     world.finish_agent();
 }
+
+/// A disk that has grown large is stood on, not copied: what others stand on as well is one file.
+#[test]
+fn root_a_damaged_layer_in_the_middle_is_named_and_who_does_not_stand_on_it_lives_on() {
+    let world = World::new();
+    let agent = world.agent(&[]);
+    let grow = |id: &str, name: &str| {
+        let script =
+            format!("dd if=/dev/urandom of=/root/{name} bs=1M count=40 2>/dev/null; sync; echo {name} > /root/last");
+        world.sh(id, &script);
+        world.snapshot(id, name)
+    };
+    let parent = world.create(&["--memory", "128", "--disk", "384"]);
+    grow(&parent, "lowest");
+    let child = world.create(&["--snapshot", "lowest"]);
+    let middle = grow(&child, "middle");
+    let grandchild = world.create(&["--snapshot", "middle"]);
+    let highest = grow(&grandchild, "highest");
+    let layers = |snapshot: &str| -> Vec<std::path::PathBuf> {
+        let folder = world.dir().join("snapshots").join(snapshot).join("layers");
+        let entries = std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.extension().is_none()).collect()
+    };
+    let (of_middle, of_highest) = (layers(&middle), layers(&highest));
+    assert_eq!((of_middle.len(), of_highest.len()), (1, 2), "{of_middle:?} {of_highest:?}");
+    let is_lowest = |path: &&std::path::PathBuf| path.file_name() == of_middle[0].file_name();
+    let between = of_highest.iter().find(|path| !is_lowest(path)).unwrap();
+    crate::life::damage::flip(between);
+
+    let name = between.file_name().unwrap().to_str().unwrap();
+    assert_failed(&world.output(&["sandbox", "create", "--snapshot", "highest"]), &[name, "damaged"]);
+    let template = world.output(&["template", "from-snapshot", "highest", "mine"]);
+    assert_failed(&template, &[name, "damaged"]);
+    for id in [&parent, &child] {
+        world.sandbox(&["pause", id]);
+        world.sandbox(&["resume", id]);
+        assert!(world.exec(id, "cat /root/lowest > /dev/null").status.success());
+    }
+    let other = world.create(&["--snapshot", "lowest"]);
+    assert_eq!(world.sh(&other, "cat /root/last"), "lowest\n");
+    world.remove(&[parent, child, grandchild, other]);
+    agent.stop();
+    world.finish_agent();
+}

@@ -13,15 +13,15 @@ use crate::small_disk::BLOCK;
 use crate::world::{World, assert_failed, text};
 
 /// Size of the file system: some memories and disks.
-const MIB: u64 = 320;
+pub const MIB: u64 = 320;
 /// What a sandbox is here: small, so that much of what is written is not memory.
-const CREATE: [&str; 3] = ["create", "--memory", "128"];
+pub const CREATE: [&str; 3] = ["create", "--memory", "128"];
 /// Near the first and the last write of an operation are this many blocks, where only some are looked at.
 const NEAR: u64 = 32;
 
 /// How much room there is in each round, in bytes, for an operation that takes `taken`: as much as its first writes need, or any
 /// of them, or all but the last. A sample has one of each, and none at all.
-fn rooms(taken: u64) -> Vec<u64> {
+pub fn rooms(taken: u64) -> Vec<u64> {
     let (chance, blocks) = (Chance::of_this_run(), taken / BLOCK);
     println!("the operation takes {blocks} blocks");
     let anywhere = |salt: u64| chance.pick(salt, blocks + 1);
@@ -35,7 +35,7 @@ fn rooms(taken: u64) -> Vec<u64> {
 
 /// Says how it ended. What failed, failed for want of room, and says what to do.
 #[track_caller]
-fn worked(world: &World, room: u64, operation: &str, output: &Output) -> bool {
+pub fn worked(world: &World, room: u64, operation: &str, output: &Output) -> bool {
     let how = if output.status.success() { "worked".to_owned() } else { text(&output.stderr).trim().to_owned() };
     println!("{operation} with {} blocks left: {how}", room / BLOCK);
     if output.status.success() {
@@ -48,7 +48,7 @@ fn worked(world: &World, room: u64, operation: &str, output: &Output) -> bool {
 }
 
 /// A sandbox that runs and knows something: in memory, on its disk, and enough of both that it takes some writing.
-fn learn(world: &World, id: &str, what: &str) {
+pub fn learn(world: &World, id: &str, what: &str) {
     world.sh(id, &format!("echo {what} > /dev/shm/file; echo {what} > /root/file"));
     world.sh(
         id,
@@ -57,7 +57,7 @@ fn learn(world: &World, id: &str, what: &str) {
 }
 
 #[track_caller]
-fn assert_knows(world: &World, id: &str, what: &str) {
+pub fn assert_knows(world: &World, id: &str, what: &str) {
     assert_eq!(world.sh(id, "cat /dev/shm/file /root/file"), format!("{what}\n{what}\n"), "{}", world.agent_words());
 }
 

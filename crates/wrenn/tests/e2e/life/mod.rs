@@ -1,10 +1,10 @@
 //! A sandbox's whole life under an agent: paused, resumed, stopped, destroyed, and its agent killed at any moment.
 
 mod adoption;
-mod agent;
+pub mod agent;
 mod cycles;
 pub mod damage;
-mod full;
+pub mod full;
 pub mod kill;
 mod model;
 mod on_demand;
