@@ -5,14 +5,19 @@
 //!   memory, devices ─ names for the same files ─► warm image: with an empty disk over that image
 //! ```
 //!
+//! And what a snapshot's disk stands on, made one layer where it was many ([`shorten`]).
+//!
 //! To the guest nothing has changed: its disk reads as it did. Where the memory does not fit to this host any more, or there is
 //! none, the template is there all the same, and boots cold.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use wrenn_engine::image::{ImageError, Template};
-use wrenn_engine::names::{DiskName, SandboxId};
+use wrenn_engine::limits;
+use wrenn_engine::memory::Checksums;
+use wrenn_engine::names::{DiskName, LayerId, SandboxId};
 use wrenn_engine::storage::{Layer, LayerFormat, Place, StorageError};
 use wrenn_engine::vmm::VmmError;
 
@@ -77,6 +82,38 @@ pub fn template(host: &Arc<Host>, stored: &Stored, name: &str) -> Result<Templat
     Ok(template)
 }
 
+/// Makes one layer of those between the template and the disk in `stored`, which is still being made, where they are many. Blocks:
+/// reads all of them. Whatever fails, the disk is as it was.
+pub fn shorten(host: &Host, stored: &Stored, record: &Record) -> Result<(), FlattenError> {
+    let (folder, layers) = (stored.generation(), stored.layers());
+    let captured = Generation::read(&folder)?;
+    let before = &captured.disk.beneath;
+    if before.len() <= limits::DISK_LAYERS_KEPT_MAX {
+        return Ok(());
+    }
+    let id = LayerId::from_random(random_bytes());
+    let shorter = merge(host, stored, record, &captured, &id).and_then(|()| {
+        let disk = generation::Disk { beneath: vec![id.clone()], ..captured.disk.clone() };
+        Ok(Generation { disk, ..captured.clone() }.write(&folder)?)
+    });
+    let needed = if shorter.is_ok() { vec![id] } else { before.clone() };
+    layers.keep_only(&needed.into_iter().collect());
+    shorter
+}
+
+fn merge(
+    host: &Host,
+    stored: &Stored,
+    record: &Record,
+    captured: &Generation,
+    id: &LayerId,
+) -> Result<(), FlattenError> {
+    let (path, sums) = (stored.layers().path(id), stored.layers().sums(id));
+    let merged = host.storage.merge(&layers_beneath(host, stored, record, captured)?, &path)?;
+    let file = File::open(&merged.path).map_err(GenerationError::io("open", &path))?;
+    Ok(Checksums::of(&file, &path).and_then(|checksums| checksums.write(&sums)).map_err(VerifyError::from)?)
+}
+
 /// What the disk is made of, all of it as it was written.
 fn checked_layers(
     host: &Host,
@@ -84,14 +121,26 @@ fn checked_layers(
     record: &Record,
     captured: &Generation,
 ) -> Result<Vec<Layer>, FlattenError> {
-    let (template, folder, layers) = (host.images.template(&record.template)?, stored.generation(), stored.layers());
-    captured.disk.beneath.iter().try_for_each(|id| layers.verify(id))?;
+    let (mut layers, folder) = (layers_beneath(host, stored, record, captured)?, stored.generation());
     folder.verify_disk()?;
+    layers.push(folder.layer(&captured.disk));
+    Ok(layers)
+}
+
+/// The template, and what lies between it and the disk, all of it as it was written.
+fn layers_beneath(
+    host: &Host,
+    stored: &Stored,
+    record: &Record,
+    captured: &Generation,
+) -> Result<Vec<Layer>, FlattenError> {
+    let (template, layers) = (host.images.template(&record.template)?, stored.layers());
+    captured.disk.beneath.iter().try_for_each(|id| layers.verify(id))?;
     let format = captured.disk.format;
     let between = captured.disk.beneath.iter();
     let between = between.map(|id| Layer { path: layers.path(id), format, size_bytes: captured.disk.size_bytes });
     let base = Layer { path: template.rootfs, format: LayerFormat::Raw, size_bytes: template.size_bytes };
-    Ok(std::iter::once(base).chain(between).chain([folder.layer(&captured.disk)]).collect())
+    Ok(std::iter::once(base).chain(between).collect())
 }
 
 fn keep_memory(

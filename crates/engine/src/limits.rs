@@ -69,6 +69,11 @@ pub const DISK_LAYERS_MAX: usize = 16;
 pub const DISK_LAYERS_STACKED_MAX: usize = 12;
 const _: () = assert!(DISK_LAYERS_STACKED_MAX < DISK_LAYERS_MAX);
 
+/// Layers between template and disk that a snapshot keeps as they are; more of them are made one while it is taken. Each is looked
+/// through on the way of a read, and all are read once to be made one.
+pub const DISK_LAYERS_KEPT_MAX: usize = 3;
+const _: () = assert!(DISK_LAYERS_KEPT_MAX < DISK_LAYERS_STACKED_MAX);
+
 /// What a captured disk may take for a new live disk to copy it: up to here a copy costs less than a layer more on every read.
 pub const DISK_COPY_MAX: Mib = Mib(32);
 

@@ -1,7 +1,7 @@
 //! Snapshots and forks: what is captured by a sandbox's actor, and what is started from it.
 //!
 //! ```text
-//!   snapshot:  actor captures ─► named, committed
+//!   snapshot:  actor captures ─► many layers made one ─► named, committed
 //!   fork:      actor captures ─► never named ─┬─► child, child, … as many at once as there are CPUs
 //!                                             └─► thrown away when the last of them has names for its files
 //! ```
@@ -18,6 +18,7 @@ use wrenn_engine::units::Mib;
 use super::Manager;
 use super::actor::Request;
 use crate::faults::Step;
+use crate::flatten;
 use crate::generation::Generation;
 use crate::host_agent::{AgentError, Changed, Code, ForkRequest, Forked, SnapshotRequest, SnapshotView, Snapshotted};
 use crate::instance::random_bytes;
@@ -36,6 +37,7 @@ impl Manager {
             return Err(AgentError { code: Code::Exhausted, message });
         }
         let (made, record, timings) = self.capture(id, request.name).await?;
+        let (made, record) = self.shorten(made, record).await;
         let naming = Arc::clone(&self.shared);
         let stored = blocking(move || naming.name(made, &record)).await.map_err(|error| snapshot_error(&error))?;
         let injected = self.shared.host.faults.at(Step::CaptureDone, None);
@@ -55,6 +57,19 @@ impl Manager {
         let stored = made.stored().clone();
         let (record, timings) = self.ask(id, |reply| Request::Capture(stored, reply)).await?;
         Ok((made, record.called(snapshot, name), timings))
+    }
+
+    /// A disk that stands on many layers stands on one, if that can be done. The sandbox has gone on by now.
+    async fn shorten(&self, made: Unfinished, record: Record) -> (Unfinished, Record) {
+        let host = Arc::clone(&self.shared.host);
+        blocking(move || {
+            if let Err(error) = flatten::shorten(&host, made.stored(), &record) {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(snapshot = %record.id, error, "its disk goes on standing on many layers");
+            }
+            (made, record)
+        })
+        .await
     }
 
     pub(super) async fn forget(&self, snapshot: &str) -> Result<SnapshotView, AgentError> {

@@ -144,6 +144,7 @@ impl Manager {
         manager.adopt_all().await?;
         reconcile::sweep(&host).await?;
         host.snapshots.sweep();
+        host.warm.sweep();
         Ok(manager)
     }
 

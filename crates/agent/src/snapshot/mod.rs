@@ -338,13 +338,15 @@ impl Shelf {
         remove(self.rename(&from, &gone)?.path())
     }
 
-    /// Throws away what was begun and what was half removed. What cannot be removed is logged, and tried again the next time.
-    fn sweep(&self) {
+    /// Throws away what was begun and what was half removed, but for what `lock` does not let have: somebody is making it. What
+    /// cannot be removed is logged, and tried again the next time.
+    fn sweep<T>(&self, lock: impl Fn(&str) -> Option<T>) {
         let Ok(entries) = fs::read_dir(&self.0) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name();
-            let is_half =
-                name.to_str().is_some_and(|name| name.ends_with(Self::UNFINISHED) || name.ends_with(Self::REMOVED));
+            let half = |end| name.to_str().and_then(|name| name.strip_suffix(end));
+            let unfinished = half(Self::UNFINISHED).map(&lock);
+            let is_half = matches!(unfinished, Some(Some(_))) || half(Self::REMOVED).is_some();
             if is_half && let Err(error) = remove(&entry.path()) {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(path = %entry.path().display(), error, "cannot remove half a snapshot");

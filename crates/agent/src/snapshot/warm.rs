@@ -71,8 +71,7 @@ impl WarmImages {
     pub fn make(&self, key: &Key) -> Result<Option<Unfinished>, SnapshotError> {
         let folder = &self.0.0;
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io_error("make", folder))?;
-        let path = folder.join(format!("{}.lock", key.name()));
-        let Some(lock) = Lock::try_acquire(&path).map_err(io_error("lock", &path))? else { return Ok(None) };
+        let Some(lock) = self.lock(&key.name())? else { return Ok(None) };
         if self.find(key).is_some() {
             return Ok(None);
         }
@@ -104,9 +103,15 @@ impl WarmImages {
         }
     }
 
-    /// Throws away what a crash left half made or half removed.
+    /// Throws away what a crash left half made or half removed; what somebody is making is left alone.
     pub fn sweep(&self) {
-        self.0.sweep();
+        self.0.sweep(|name| self.lock(name).ok().flatten());
+    }
+
+    /// The right to make the one called `name`; `None` while somebody else has it.
+    fn lock(&self, name: &str) -> Result<Option<Lock>, SnapshotError> {
+        let path = self.0.0.join(format!("{name}.lock"));
+        Lock::try_acquire(&path).map_err(io_error("lock", &path))
     }
 
     /// Each with its template.

@@ -33,7 +33,8 @@ impl Stack {
 }
 
 /// Folders of an instance that are made ahead.
-const IMAGES: [&str; 2] = ["kernels", "templates"];
+const KERNELS: &str = "kernels";
+const TEMPLATES: &str = "templates";
 
 /// Where the images that were made ahead are: `WRENN_TEST_IMAGES`.
 pub fn prepared_images() -> PathBuf {
@@ -62,21 +63,20 @@ impl World {
     /// An empty instance with the prepared images, in which nothing was booted yet.
     pub fn cold() -> Self {
         let world = Self::without_images();
-        for folder in IMAGES {
+        for folder in [KERNELS, TEMPLATES] {
             link_tree(&prepared_images().join(folder), &world.dir().join(folder));
         }
         world
     }
 
-    /// An empty instance in a file system of its own, of `mib` MiB, with the prepared images beside it.
+    /// An empty instance in a file system of its own, of `mib` MiB, with the smallest template; kernels are beside it.
     pub fn on_small_disk(mib: u64) -> Self {
         let mut world = Self::without_images();
         let small_disk = SmallDisk::new(world.dir.path(), mib);
-        for folder in IMAGES {
-            let beside = world.dir.path().join(folder);
-            link_tree(&prepared_images().join(folder), &beside);
-            std::os::unix::fs::symlink(beside, small_disk.path().join(folder)).unwrap();
-        }
+        let beside = world.dir.path().join(KERNELS);
+        link_tree(&prepared_images().join(KERNELS), &beside);
+        std::os::unix::fs::symlink(beside, small_disk.path().join(KERNELS)).unwrap();
+        copy_minimal(&prepared_images().join(TEMPLATES), &small_disk.path().join(TEMPLATES));
         world.small_disk = Some(small_disk);
         world
     }
@@ -384,6 +384,18 @@ pub fn link_tree(from: &Path, to: &Path) {
             std::fs::hard_link(&source, &target).unwrap();
         }
     }
+}
+
+/// Makes `to` a folder of templates that has `minimal` alone.
+fn copy_minimal(from: &Path, to: &Path) {
+    let names = std::fs::read_to_string(from.join("names.json")).unwrap();
+    let names: serde_json::Value = serde_json::from_str(&names).unwrap();
+    let id = names["minimal"].as_str().unwrap();
+    std::fs::create_dir(to).unwrap();
+    std::fs::write(to.join("names.json"), serde_json::json!({ "minimal": id }).to_string()).unwrap();
+    let copied =
+        Command::new("cp").args(["-a", "--sparse=always"]).args([from.join(id), to.join(id)]).status().unwrap();
+    assert!(copied.success());
 }
 
 /// What is in a folder; nothing, where there is none.

@@ -21,7 +21,10 @@ fn on_full_disks(operation: &[&str], folder: &str, undo: impl Fn(&World)) {
     let operation: Vec<&str> = operation.iter().map(|word| if *word == "ID" { id.as_str() } else { word }).collect();
     let before = count(&world, folder);
     let run = || -> Output { world.output(&operation) };
-    let taken = disk.most_taken_by(|| assert!(run().status.success(), "{}", world.agent_words()));
+    let taken = disk.most_taken_by(|| {
+        let done = run();
+        assert!(done.status.success(), "{done:?} {}", world.agent_words());
+    });
     undo(&world);
     assert_eq!(count(&world, folder), before);
     for room in rooms(taken) {

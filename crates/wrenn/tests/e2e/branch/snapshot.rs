@@ -112,29 +112,54 @@ fn root_a_damaged_snapshot_is_refused_by_name_and_nothing_else_suffers() {
     world.finish_agent();
 }
 
+/// Writes so much on a sandbox's disk that whoever goes on from it stands on it, and keeps that under a name.
+fn grow(world: &World, id: &str, name: &str) -> String {
+    let write = format!("dd if=/dev/urandom of=/root/{name} bs=1M count=40 2>/dev/null; echo {name} > /root/last");
+    world.sh(id, &format!("{write}; sha256sum /root/* > /tmp/sums; mv /tmp/sums /root/.sums; sync"));
+    world.snapshot(id, name)
+}
+
+/// What the disk of a snapshot stands on.
+fn layers(world: &World, snapshot: &str) -> Vec<std::path::PathBuf> {
+    let folder = world.dir().join("snapshots").join(snapshot).join("layers");
+    let entries = std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.extension().is_none()).collect()
+}
+
+#[test]
+fn root_a_long_line_of_snapshots_does_not_stand_on_ever_more_layers() {
+    let world = World::new();
+    let agent = world.agent(&[]);
+    let mut line = vec![world.create(&["--memory", "128", "--disk", "384"])];
+    let mut stood_on = Vec::new();
+    for number in 0..6 {
+        let name = format!("number{number}");
+        stood_on.push(layers(&world, &grow(&world, line.last().unwrap(), &name)).len());
+        line.push(world.create(&["--snapshot", &name]));
+    }
+    assert_eq!(stood_on, [0, 1, 2, 3, 1, 2], "{}", world.agent_words());
+    for (number, id) in line[1..].iter().enumerate() {
+        assert_eq!(world.sh(id, "cat /root/last"), format!("number{number}\n"));
+        world.sh(id, "echo 3 > /proc/sys/vm/drop_caches; sha256sum -c /root/.sums");
+    }
+    world.remove(&line);
+    agent.stop();
+    world.finish_agent();
+}
+
 /// A disk that has grown large is stood on, not copied: what others stand on as well is one file.
 #[test]
 fn root_a_damaged_layer_in_the_middle_is_named_and_who_does_not_stand_on_it_lives_on() {
     let world = World::new();
     let agent = world.agent(&[]);
-    let grow = |id: &str, name: &str| {
-        let script =
-            format!("dd if=/dev/urandom of=/root/{name} bs=1M count=40 2>/dev/null; sync; echo {name} > /root/last");
-        world.sh(id, &script);
-        world.snapshot(id, name)
-    };
+    let grow = |id: &str, name: &str| grow(&world, id, name);
     let parent = world.create(&["--memory", "128", "--disk", "384"]);
     grow(&parent, "lowest");
     let child = world.create(&["--snapshot", "lowest"]);
     let middle = grow(&child, "middle");
     let grandchild = world.create(&["--snapshot", "middle"]);
     let highest = grow(&grandchild, "highest");
-    let layers = |snapshot: &str| -> Vec<std::path::PathBuf> {
-        let folder = world.dir().join("snapshots").join(snapshot).join("layers");
-        let entries = std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
-        entries.filter(|path| path.extension().is_none()).collect()
-    };
-    let (of_middle, of_highest) = (layers(&middle), layers(&highest));
+    let (of_middle, of_highest) = (layers(&world, &middle), layers(&world, &highest));
     assert_eq!((of_middle.len(), of_highest.len()), (1, 2), "{of_middle:?} {of_highest:?}");
     let is_lowest = |path: &&std::path::PathBuf| path.file_name() == of_middle[0].file_name();
     let between = of_highest.iter().find(|path| !is_lowest(path)).unwrap();

@@ -1,6 +1,5 @@
 //! Agents come and go; sandboxes stay.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::agent::AgentWorld;
@@ -18,14 +17,8 @@ fn root_a_killed_agent_is_replaced_and_nothing_is_lost() {
     world.sh(&rests, "echo remembered > /dev/shm/file");
     world.sandbox(&["pause", &rests]);
     let vmm = world.vmm_pid();
-    let script = "n=0; while [ $n -lt 80 ]; do n=$((n+1)); echo line $n; sleep 0.05; done";
-    let exec = world
-        .wrenn(&["sandbox", "exec", &runs, "--", "sh", "-c", script])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(Duration::from_millis(800));
+    let script = "echo ready; n=0; while [ $n -lt 80 ]; do n=$((n+1)); echo line $n; sleep 0.05; done";
+    let exec = world.start_wrenn(&["sandbox", "exec", &runs, "--", "sh", "-c", script]);
     agent.kill();
     assert_failed(&world.output(&["sandbox", "ls"]), &["no agent runs", "wrenn agent"]);
     assert!(std::path::Path::new(&format!("/proc/{vmm}")).exists(), "VMs go on under their shims");
@@ -34,7 +27,7 @@ fn root_a_killed_agent_is_replaced_and_nothing_is_lost() {
     assert!(agent.ready_after < ADOPTED_WITHIN, "{:?}", agent.ready_after);
     assert_eq!((world.state(&runs).as_str(), world.state(&rests).as_str()), ("running", "paused"));
     assert_eq!(world.vmm_pid(), vmm, "the same VM");
-    let output = finish(exec);
+    let (output, _) = exec.finish();
     let wanted: String = (1..=80).map(|n| format!("line {n}\n")).collect();
     assert_run(&output, 0, &wanted);
     world.sandbox(&["pause", &runs]);
