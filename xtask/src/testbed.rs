@@ -24,7 +24,9 @@ use crate::test::{Outcome, Rung, Tally};
 use crate::ui::Step;
 use crate::{cargo, demo, setup, test};
 
-/// Booting, and all tests of one rung.
+/// Building what goes into an emulated host, and booting it.
+const BOOT_DEADLINE: Duration = Duration::from_secs(10 * 60);
+/// All tests of one rung.
 const RUNG_DEADLINE: Duration = Duration::from_secs(50 * 60);
 /// A person's job ends when the person wants.
 const JOB_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -82,7 +84,7 @@ fn job(command: &[String], terminal: bool) -> Result<ExitCode> {
     if terminal {
         testbed.args.push("--terminal".to_owned());
     }
-    let status = testbed.job(command).within(JOB_DEADLINE).with_input().show_status()?;
+    let status = testbed.job(command, JOB_DEADLINE).with_input().show_status()?;
     Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)))
 }
 
@@ -184,7 +186,7 @@ fn run_rung(testbed: &Testbed, tests: &Tests, which: Which, selection: &Selectio
     };
     let command = tests.command(&filter, selection.profile)?;
     let began = Instant::now();
-    let status = testbed.job(&command).within(selection.deadline).lines(|line| rung.line(line))?;
+    let status = testbed.job(&command, selection.deadline).lines(|line| rung.line(line))?;
     Ok(rung.finish(which.name, status.success(), began.elapsed()))
 }
 
@@ -204,7 +206,7 @@ pub fn bench(words: &[String], data: &Path) -> Result<Job> {
         words.extend(["--firecracker".to_owned(), shown(&place)]);
     }
     testbed.args.extend(["--cpus", "1"].map(str::to_owned));
-    Ok(testbed.job(&words).within(RUNG_DEADLINE))
+    Ok(testbed.job(&words, RUNG_DEADLINE))
 }
 
 /// The Firecracker of this host, where there is one.
@@ -236,8 +238,12 @@ impl Testbed {
         self.args.extend(["--env".to_owned(), format!("{name}={value}")]);
     }
 
-    fn job(&self, command: &[String]) -> Job {
-        Job::new(shown(&self.program)).args(&self.args).args(["--"]).args(command)
+    /// `command` there, ended after `limit` if it has not ended by then.
+    fn job(&self, command: &[String], limit: Duration) -> Job {
+        let seconds = limit.as_secs().to_string();
+        let job = Job::new(shown(&self.program)).args(&self.args).args(["--limit-s", &seconds]);
+        // The testbed says better what hangs than who waits for it.
+        job.args(["--"]).args(command).within(limit + BOOT_DEADLINE)
     }
 }
 
