@@ -6,6 +6,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
+
 use crate::world::{Stack, World, link_tree, prepared_images};
 
 /// Memory of the sandboxes that tests start, in MiB: the default, and what is enough for most.
@@ -20,7 +22,7 @@ pub fn share(dir: &Path) {
     let shared = shared();
     fs::create_dir_all(&shared).unwrap();
     let one_makes_them = File::create(shared.join("lock")).unwrap();
-    one_makes_them.lock().unwrap();
+    flock(&one_makes_them, FlockOperation::LockExclusive).unwrap();
     let maker = maker();
     if fs::read_to_string(shared.join(MAKER)).ok() != Some(maker.clone()) {
         make(&shared);

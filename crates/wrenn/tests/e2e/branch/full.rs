@@ -13,7 +13,8 @@ fn count(world: &World, folder: &str) -> usize {
 
 /// Does it on disks with less and less room; each time `undo` takes back what has worked. The sandbox goes on.
 fn on_full_disks(operation: &[&str], folder: &str, undo: impl Fn(&World)) {
-    let world = AgentWorld::on_small_disk(MIB);
+    // Room for a snapshot, and for another one to be taken.
+    let world = AgentWorld::on_small_disk(2 * MIB);
     let disk = world.small_disk();
     let id = world.create(&CREATE[1..]);
     learn(&world, &id, "known");
