@@ -46,6 +46,7 @@ use crate::policy::{self, Verb};
 use crate::reconcile::{self, SweepError};
 use crate::sandbox::adopt::{Adopted, adopt};
 use crate::sandbox::{self, Begun, Checked, CreateError, Owner, Trouble, blocking};
+use crate::snapshot::Key;
 
 /// Requests that may wait for one sandbox.
 const QUEUE: usize = 64;
@@ -241,17 +242,31 @@ impl Manager {
         let host = Arc::clone(&self.shared.host);
         let key = blocking(move || Checked::of(&host, &fresh)?.warm_key(&host)).await;
         let key = key.map_err(|error: CreateError| create_error(&error))?;
-        let created = match reserve.take(&key).await {
-            Some((standby, seat)) => {
-                let bound = request.bound;
-                self.bring_up(standby.begin(&request.wishes()), seat, bound).await
-            }
+        let created = match self.take_ahead(reserve, &key, &request).await {
+            Some(created) => created,
             None => self.begin_and_raise(memory, request).await,
         };
         if created.is_ok() {
             reserve.wish(key);
         }
         created
+    }
+
+    /// `None` if none waits, or the one that did cannot go on: another can be made.
+    async fn take_ahead(
+        &self,
+        reserve: &Reserve,
+        key: &Key,
+        request: &CreateRequest,
+    ) -> Option<Result<Created, AgentError>> {
+        let (standby, seat) = reserve.take(key).await?;
+        match self.bring_up(standby.begin(&request.wishes()), seat, request.bound).await {
+            Err(error) if error.code == Code::Failed => {
+                tracing::warn!(%error, "what was made ahead does not go on; another one is made");
+                None
+            }
+            created => Some(created),
+        }
     }
 
     async fn begin_and_raise(&self, memory: Mib, request: CreateRequest) -> Result<Created, AgentError> {
