@@ -89,9 +89,16 @@ impl fmt::Display for Start {
 pub struct CreateRequest {
     /// What it starts from.
     pub source: Source,
-    /// Environment of every process in it.
+    /// What else is asked of it.
+    pub wishes: Wishes,
+}
+
+/// What can be asked of a new sandbox, whatever it starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wishes {
+    /// Environment of every process in it, beside what it has from a snapshot.
     pub env: BTreeMap<String, String>,
-    /// Labels, which mean nothing to the agent.
+    /// Labels, which mean nothing to the agent; those of a snapshot if there are none.
     pub metadata: BTreeMap<String, String>,
     /// How long it runs until `on_timeout` happens, from its creation, its resume or the last change of this; `None` is
     /// without end.
@@ -102,6 +109,20 @@ pub struct CreateRequest {
     pub ready_limit: Duration,
     /// Whether it lives only as long as the [`Bond`] that is returned.
     pub bound: bool,
+}
+
+impl Wishes {
+    /// Nothing but that its guest is ready in time; it lives as long as whoever asks is there.
+    pub fn bound(ready_limit: Duration) -> Self {
+        Self {
+            env: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            timeout: None,
+            on_timeout: OnTimeout::Destroy,
+            ready_limit,
+            bound: true,
+        }
+    }
 }
 
 /// How a sandbox is paused.

@@ -79,7 +79,7 @@ impl Agent {
 
     /// A new sandbox as asked for, with the label.
     pub async fn create_as(&self, mut request: CreateRequest) -> Result<Changed> {
-        request.metadata = Self::label();
+        request.wishes.metadata = Self::label();
         Ok(self.remote.create(request).await?.changed)
     }
 

@@ -1,6 +1,5 @@
 //! What is measured with: the instance, opened as `wrenn` opens it, and the sandbox that all measurements ask for.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +8,7 @@ use anyhow::{Context as _, Result};
 use tokio::runtime::Runtime;
 use wrenn_agent::faults::Faults;
 use wrenn_agent::host::{Host, install_shim};
-use wrenn_agent::host_agent::{CreateRequest, Fresh, OnTimeout, Source};
+use wrenn_agent::host_agent::{CreateRequest, Fresh, Source, Wishes};
 use wrenn_agent::instance::{Instance, RUN_DIR};
 use wrenn_agent::sandbox::Shape;
 use wrenn_agent::snapshot::{Snapshots, WarmImages};
@@ -17,7 +16,7 @@ use wrenn_engine::cgroup::Cgroups;
 use wrenn_engine::image::ImageStore;
 use wrenn_engine::memory::Verified;
 use wrenn_engine::network::{Network, NetworkConfig};
-use wrenn_engine::probe::{self, Depth, Options, Wishes};
+use wrenn_engine::probe::{self, Depth, Options};
 use wrenn_engine::storage::dm::Dm;
 use wrenn_engine::storage::qcow2::Qcow2;
 use wrenn_engine::storage::{Backend, Storage};
@@ -75,7 +74,7 @@ impl Setting {
             depth: Depth::Choose,
         };
         let capabilities = runtime.block_on(probe::look(&options));
-        let chosen = capabilities.choose(&Wishes::default())?;
+        let chosen = capabilities.choose(&probe::Wishes::default())?;
         let (vmm, vmm_program) = vmm(&capabilities, &chosen)?;
         let storage: Arc<dyn Storage> = match chosen.storage.value {
             Backend::DeviceMapper => Arc::new(Dm::open()?),
@@ -118,12 +117,7 @@ impl Setting {
         let shape = Shape { vcpus: VCPUS, memory, disk: None };
         CreateRequest {
             source: Source::Template(Fresh { template: TEMPLATE.to_owned(), kernel: None, shape, cold: true }),
-            env: BTreeMap::new(),
-            metadata: BTreeMap::new(),
-            timeout: None,
-            on_timeout: OnTimeout::Destroy,
-            ready_limit: READY_LIMIT,
-            bound: false,
+            wishes: Wishes { bound: false, ..Wishes::bound(READY_LIMIT) },
         }
     }
 

@@ -20,9 +20,11 @@ use super::actor::Request;
 use crate::faults::Step;
 use crate::flatten;
 use crate::generation::Generation;
-use crate::host_agent::{AgentError, Changed, Code, ForkRequest, Forked, SnapshotRequest, SnapshotView, Snapshotted};
+use crate::host_agent::{
+    AgentError, Changed, Code, ForkRequest, Forked, SnapshotRequest, SnapshotView, Snapshotted, Wishes,
+};
 use crate::instance::random_bytes;
-use crate::sandbox::{self, Owner, Timing, Wishes, blocking};
+use crate::sandbox::{self, Owner, Timing, blocking};
 use crate::snapshot::{Record, SnapshotError, Stored, Unfinished};
 
 impl Manager {

@@ -260,7 +260,7 @@ impl Manager {
         request: &CreateRequest,
     ) -> Option<Result<Created, AgentError>> {
         let (standby, seat) = reserve.take(key).await?;
-        match self.bring_up(standby.begin(&request.wishes()), seat, request.bound).await {
+        match self.bring_up(standby.begin(&request.wishes), seat, request.wishes.bound).await {
             Err(error) if error.code == Code::Failed => {
                 tracing::warn!(%error, "what was made ahead does not go on; another one is made");
                 None
@@ -270,7 +270,7 @@ impl Manager {
     }
 
     async fn begin_and_raise(&self, memory: Mib, request: CreateRequest) -> Result<Created, AgentError> {
-        let bound = request.bound;
+        let bound = request.wishes.bound;
         self.raise(memory, bound, move |host| sandbox::begin(host, request, Owner::Instance)).await
     }
 

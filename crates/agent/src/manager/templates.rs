@@ -1,6 +1,5 @@
 //! Templates as the agent sees them: with their warm images, in use or not, and new ones from snapshots.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use super::{Manager, create_error};
 use crate::flatten::{self, FlattenError};
 use crate::host::Host;
 use crate::host_agent::{
-    AgentError, Code, CreateRequest, Fresh, HostAgent as _, OnTimeout, Source, TemplateView, WarmView, Warmed,
+    AgentError, Code, CreateRequest, Fresh, HostAgent as _, Source, TemplateView, WarmView, Warmed, Wishes,
 };
 use crate::sandbox::{Checked, CreateError, Timing, blocking};
 use crate::snapshot::Key;
@@ -52,15 +51,7 @@ impl Manager {
     }
 
     async fn boot_once(&self, fresh: Fresh, ready_limit: Duration) -> Result<Vec<Timing>, AgentError> {
-        let request = CreateRequest {
-            source: Source::Template(fresh),
-            env: BTreeMap::new(),
-            metadata: BTreeMap::new(),
-            timeout: None,
-            on_timeout: OnTimeout::Destroy,
-            ready_limit,
-            bound: true,
-        };
+        let request = CreateRequest { source: Source::Template(fresh), wishes: Wishes::bound(ready_limit) };
         let created = self.create(request).await?;
         self.destroy(&created.changed.view.id).await?;
         Ok(created.changed.timings)

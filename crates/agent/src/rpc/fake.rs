@@ -184,8 +184,8 @@ pub fn view(number: u8, request: &CreateRequest) -> View {
         phase: Phase::Running,
         reason: None,
         created_unix_ms: EPOCH_MS + u64::from(number),
-        deadline_unix_ms: request.timeout.map(|timeout| EPOCH_MS + timeout.as_millis() as u64),
-        on_timeout: request.on_timeout,
+        deadline_unix_ms: request.wishes.timeout.map(|timeout| EPOCH_MS + timeout.as_millis() as u64),
+        on_timeout: request.wishes.on_timeout,
         template,
         kernel: "6.12".to_owned(),
         vcpus: shape.vcpus,
@@ -194,7 +194,7 @@ pub fn view(number: u8, request: &CreateRequest) -> View {
         vmm: vmm(),
         storage: Backend::Qcow2,
         start: Start::Cold,
-        metadata: request.metadata.clone(),
+        metadata: request.wishes.metadata.clone(),
         access_token: "secret".to_owned(),
     }
 }
@@ -252,7 +252,7 @@ impl HostAgent for Fake {
             }
         }
         self.inner.sandboxes.lock().unwrap().insert(view.id.clone(), view.clone());
-        let bond = request.bound.then(|| Bond::new(Guard(Arc::clone(&self.inner), view.id.clone())));
+        let bond = request.wishes.bound.then(|| Bond::new(Guard(Arc::clone(&self.inner), view.id.clone())));
         *self.asked.lock().unwrap() = Some(request);
         Ok(Created { changed: Changed { view, timings: vec![timing("disk"), timing("boot")] }, bond })
     }

@@ -129,7 +129,7 @@ impl Drop for Hold {
 #[async_trait]
 impl HostAgent for Remote {
     async fn create(&self, request: CreateRequest) -> Result<Created, AgentError> {
-        let bound = request.bound;
+        let bound = request.wishes.bound;
         let mut stream = self.client.create(create_request(request)?).await.map_err(agent_error)?;
         let changed = changed(Some(answer("create", &mut stream, created).await?))?;
         Ok(Created { changed, bond: bound.then(|| Bond::new(Hold::new(stream))) })

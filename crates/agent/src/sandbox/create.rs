@@ -9,7 +9,6 @@
 //! What was captured is restored with all that it knew, so it is told who it is now before anything of its users runs: id, token,
 //! host name, machine id, boot id, fresh entropy and the time.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +31,7 @@ use crate::envd_client::{EnvdError, HostLine, Identity};
 use crate::faults::{Injected, Step};
 use crate::generation::{Generation, GenerationError, Number};
 use crate::host::Host;
-use crate::host_agent::{CreateRequest, Fresh, OnTimeout, Source, Start, with_causes};
+use crate::host_agent::{CreateRequest, Fresh, Source, Start, Wishes, with_causes};
 use crate::instance::{InstanceError, Places, io_error, random_bytes};
 use crate::lock::Lock;
 use crate::manifest::{self, Manifest, ManifestError, State, unix_ms};
@@ -162,55 +161,25 @@ pub async fn create(
 /// Checks what is asked for, and begins it.
 pub fn begin(host: &Arc<Host>, request: CreateRequest, owner: Owner) -> Result<Begun, CreateError> {
     match &request.source {
-        Source::Template(fresh) => begin_fresh(host, fresh, &request, owner),
-        Source::Snapshot(snapshot) => begin_from(host, &host.snapshots.find(snapshot)?, &request.wishes(), owner),
+        Source::Template(fresh) => begin_fresh(host, fresh, &request.wishes, owner),
+        Source::Snapshot(snapshot) => begin_from(host, &host.snapshots.find(snapshot)?, &request.wishes, owner),
     }
 }
 
-/// What can be asked of a new sandbox, whatever it starts from.
-#[derive(Clone, Debug)]
-pub struct Wishes {
-    /// Environment of every process in it, beside what it has from a snapshot.
-    pub env: BTreeMap<String, String>,
-    /// Labels; those of a snapshot if there are none.
-    pub metadata: BTreeMap<String, String>,
-    /// How long it runs until `on_timeout` happens.
-    pub timeout: Option<Duration>,
-    /// What happens then.
-    pub on_timeout: OnTimeout,
-    /// How long the guest may take to become ready.
-    pub ready_limit: Duration,
-    /// Whether it goes with whoever asked for it.
-    pub bound: bool,
-}
-
-impl CreateRequest {
-    pub(crate) fn wishes(&self) -> Wishes {
-        Wishes {
-            env: self.env.clone(),
-            metadata: self.metadata.clone(),
-            timeout: self.timeout,
-            on_timeout: self.on_timeout,
-            ready_limit: self.ready_limit,
-            bound: self.bound,
-        }
-    }
-}
-
-fn begin_fresh(host: &Arc<Host>, fresh: &Fresh, request: &CreateRequest, owner: Owner) -> Result<Begun, CreateError> {
+fn begin_fresh(host: &Arc<Host>, fresh: &Fresh, wishes: &Wishes, owner: Owner) -> Result<Begun, CreateError> {
     let mut watch = Stopwatch::default();
     let checked = Checked::of(host, fresh)?;
     let warm = if fresh.cold { None } else { Some(checked.warm_key(host)?) };
     if let Some(key) = &warm
-        && let Some(begun) = begin_warm(host, key, &request.wishes(), owner)?
+        && let Some(begun) = begin_warm(host, key, wishes, owner)?
     {
         return Ok(begun);
     }
     let Checked { template, kernel, shape } = checked;
-    let build = |id| first_manifest(host, &request.wishes(), id, (&template, &kernel), shape);
+    let build = |id| first_manifest(host, wishes, id, (&template, &kernel), shape);
     let parts = begin_parts(host, owner, build, |_| Ok(()))?;
     watch.lap("prepare");
-    Ok(Begun { parts, template, kernel, origin: Origin::Boot { warm }, ready_limit: request.ready_limit, watch })
+    Ok(Begun { parts, template, kernel, origin: Origin::Boot { warm }, ready_limit: wishes.ready_limit, watch })
 }
 
 /// One that starts from the warm image of its kind; `None` where there is none, or it cannot be placed: that is no reason not to

@@ -43,7 +43,7 @@ use crate::envd_client::EnvdClient;
 use crate::host_agent::Start;
 
 pub(crate) use create::Checked;
-pub use create::{Begun, Cancel, CreateError, Owner, Wishes, begin, begin_from, create, finish};
+pub use create::{Begun, Cancel, CreateError, Owner, begin, begin_from, create, finish};
 pub(crate) use parts::blocking;
 pub use parts::{Parts, TakeDownError};
 pub use pause::PauseError;

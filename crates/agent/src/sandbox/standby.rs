@@ -10,18 +10,17 @@
 //! One that waits is being created, as its manifest says: if this process dies, the next one removes it as half made. It is
 //! nobody's, in no list, and known by what the leak sweep counts alone.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use wrenn_engine::image::{KernelFiles, Template};
 use wrenn_engine::names::SandboxId;
 
-use super::create::{Begun, Cancel, CreateError, Origin, Owner, Wishes, begin_warm, set_wishes, steps, usable};
+use super::create::{Begun, Cancel, CreateError, Origin, Owner, begin_warm, set_wishes, steps, usable};
 use super::rise::{Loaded, Rise, VmFrom};
 use super::{Parts, Stopwatch};
 use crate::host::Host;
-use crate::host_agent::OnTimeout;
+use crate::host_agent::Wishes;
 use crate::snapshot::Key;
 
 /// How long its guest may take to become ready where nobody has asked for it; whoever takes one has their own limit.
@@ -41,7 +40,7 @@ impl Standby {
     /// one that cannot be made, or that nobody wants any more before it is.
     pub(crate) async fn make(host: &Arc<Host>, key: &Key, cancel: Cancel) -> Result<Option<Self>, CreateError> {
         let (host, wanted) = (Arc::clone(host), key.clone());
-        let begun = super::blocking(move || begin_warm(&host, &wanted, &nobodys_wishes(), Owner::Instance));
+        let begun = super::blocking(move || begin_warm(&host, &wanted, &Wishes::bound(READY_LIMIT), Owner::Instance));
         let Some(begun) = begun.await? else { return Ok(None) };
         let Begun { mut parts, template, kernel, origin: Origin::Captured { guest, .. }, .. } = begun else {
             unreachable!("it begins from what was captured")
@@ -95,15 +94,4 @@ async fn load(
     let host = Arc::clone(&parts.host);
     let rise = Rise { host: &host, template, kernel, ready_limit: READY_LIMIT, steps: steps() };
     rise.load(parts, disk, &vm, &mut Stopwatch::default(), cancel).await.map(Some)
-}
-
-fn nobodys_wishes() -> Wishes {
-    Wishes {
-        env: BTreeMap::new(),
-        metadata: BTreeMap::new(),
-        timeout: None,
-        on_timeout: OnTimeout::Destroy,
-        ready_limit: READY_LIMIT,
-        bound: false,
-    }
 }

@@ -296,11 +296,14 @@ mod tests {
                     --on-timeout pause --boot-timeout 2m --json";
         let SandboxVerb::Create(create) = sandbox(line) else { panic!("not create") };
         let wanted = &create.wanted;
-        assert_eq!((wanted.template.as_str(), wanted.vcpus, wanted.memory, wanted.disk), ("base", 2, 512, Some(4096)));
+        assert_eq!(
+            (wanted.template.as_str(), wanted.size.vcpus, wanted.size.memory, wanted.size.disk),
+            ("base", 2, 512, Some(4096))
+        );
         assert_eq!(create.env, [("A".to_owned(), "b=c".to_owned())]);
         assert_eq!(create.metadata, [("owner".to_owned(), "me".to_owned())]);
         assert_eq!((create.timeout, create.on_timeout), (Some(Duration::from_secs(600)), AtTimeout::Pause));
-        assert_eq!((wanted.boot_timeout, create.json), (Duration::from_secs(120), true));
+        assert_eq!((wanted.size.boot_timeout, create.json), (Duration::from_secs(120), true));
         let SandboxVerb::Create(create) = sandbox("create") else { panic!("not create") };
         assert_eq!((create.timeout, create.on_timeout), (None, AtTimeout::Destroy));
         assert_eq!((create.snapshot, create.wanted.cold), (None, false));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use wrenn_agent::envd_client::Command;
-use wrenn_agent::host_agent::{CreateRequest, Fresh, OnTimeout, Source};
+use wrenn_agent::host_agent::{CreateRequest, Fresh, Source, Wishes};
 use wrenn_agent::sandbox::Shape;
 use wrenn_engine::units::Mib;
 
@@ -17,6 +17,17 @@ pub struct WantedArgs {
     /// Template to start from; see `wrenn template ls`.
     #[arg(short, long, default_value = "minimal")]
     pub template: String,
+    /// Its size.
+    #[command(flatten)]
+    pub size: SizeArgs,
+    /// Boot it, even where a warm image is there.
+    #[arg(long)]
+    pub cold: bool,
+}
+
+/// What a fresh sandbox is made of, beside its template.
+#[derive(Debug, Args)]
+pub struct SizeArgs {
     /// Boot this kernel image instead of the one Wrenn prepared.
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -29,30 +40,29 @@ pub struct WantedArgs {
     /// Disk in MiB; at least, and by default, the template's size.
     #[arg(long, value_name = "MIB")]
     pub disk: Option<u32>,
-    /// Boot it, even where a warm image is there.
-    #[arg(long)]
-    pub cold: bool,
     /// How long the guest may take to become ready.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     pub boot_timeout: Duration,
+}
+
+impl SizeArgs {
+    /// Of this template, by name or id.
+    pub fn fresh(&self, template: &str, cold: bool) -> std::io::Result<Fresh> {
+        Ok(Fresh {
+            template: template.to_owned(),
+            kernel: self.kernel.as_deref().map(std::path::absolute).transpose()?,
+            shape: Shape { vcpus: self.vcpus, memory: Mib(self.memory), disk: self.disk.map(Mib) },
+            cold,
+        })
+    }
 }
 
 impl WantedArgs {
     /// As the agent is asked for it: without an environment or labels, and for as long as whoever asks is there.
     pub fn request(&self) -> std::io::Result<CreateRequest> {
         Ok(CreateRequest {
-            source: Source::Template(Fresh {
-                template: self.template.clone(),
-                kernel: self.kernel.as_deref().map(std::path::absolute).transpose()?,
-                shape: Shape { vcpus: self.vcpus, memory: Mib(self.memory), disk: self.disk.map(Mib) },
-                cold: self.cold,
-            }),
-            env: Default::default(),
-            metadata: Default::default(),
-            timeout: None,
-            on_timeout: OnTimeout::Destroy,
-            ready_limit: self.boot_timeout,
-            bound: true,
+            source: Source::Template(self.size.fresh(&self.template, self.cold)?),
+            wishes: Wishes::bound(self.size.boot_timeout),
         })
     }
 }

@@ -1,9 +1,8 @@
 //! The command line of `wrenn template …`, as data.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
 use clap::{Args, Subcommand};
+
+use super::shared::SizeArgs;
 
 /// What can be done with templates.
 #[derive(Debug, Subcommand)]
@@ -53,21 +52,9 @@ pub enum TemplateVerb {
 pub struct WarmArgs {
     /// Which template, by name or id.
     pub name: String,
-    /// Boot this kernel image instead of the one Wrenn prepared.
-    #[arg(long, value_name = "FILE")]
-    pub kernel: Option<PathBuf>,
-    /// Virtual CPUs.
-    #[arg(long, default_value_t = 1)]
-    pub vcpus: u32,
-    /// Memory in MiB.
-    #[arg(long, default_value_t = 256, value_name = "MIB")]
-    pub memory: u32,
-    /// Disk in MiB; at least, and by default, the template's size.
-    #[arg(long, value_name = "MIB")]
-    pub disk: Option<u32>,
-    /// How long the guest may take to become ready.
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
-    pub boot_timeout: Duration,
+    /// For sandboxes of this size.
+    #[command(flatten)]
+    pub size: SizeArgs,
     /// Print a JSON object.
     #[arg(long)]
     pub json: bool,
@@ -77,6 +64,8 @@ pub struct WarmArgs {
 mod tests {
     use clap::Parser as _;
     use clap::error::ErrorKind;
+
+    use std::time::Duration;
 
     use super::*;
     use crate::cli::{Cli, Verb};
@@ -95,10 +84,14 @@ mod tests {
         else {
             panic!("not warm")
         };
-        assert_eq!((warm.name.as_str(), warm.vcpus, warm.memory, warm.disk), ("base", 2, 512, Some(4096)));
-        assert_eq!(warm.boot_timeout, Duration::from_secs(120));
+        assert_eq!(
+            (warm.name.as_str(), warm.size.vcpus, warm.size.memory, warm.size.disk),
+            ("base", 2, 512, Some(4096))
+        );
+        assert_eq!(warm.size.boot_timeout, Duration::from_secs(120));
         let Ok(TemplateVerb::Warm(warm)) = parse("warm minimal") else { panic!("not warm") };
-        assert_eq!((warm.vcpus, warm.memory, warm.disk, warm.kernel), (1, 256, None, None));
+        let SizeArgs { vcpus, memory, disk, kernel, .. } = warm.size;
+        assert_eq!((vcpus, memory, disk, kernel), (1, 256, None, None));
     }
 
     #[test]

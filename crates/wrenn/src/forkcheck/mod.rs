@@ -22,7 +22,7 @@ use anyhow::{Context as _, Result, bail};
 use wrenn_agent::envd_client::Command;
 use wrenn_agent::guest_link;
 use wrenn_agent::host_agent::{
-    AgentError, Code, CreateRequest, Created, ForkRequest, Fresh, HostAgent, OnTimeout, Source, View,
+    AgentError, Code, CreateRequest, Created, ForkRequest, Fresh, HostAgent, Source, View, Wishes,
 };
 use wrenn_agent::sandbox::Shape;
 use wrenn_engine::units::Mib;
@@ -84,12 +84,7 @@ fn parent_request(args: &ForkcheckArgs) -> CreateRequest {
             shape: Shape { vcpus: 1, memory: Mib(args.memory), disk: None },
             cold: false,
         }),
-        env: Default::default(),
-        metadata: Default::default(),
-        timeout: Some(LIFE),
-        on_timeout: OnTimeout::Destroy,
-        ready_limit: args.boot_timeout,
-        bound: true,
+        wishes: Wishes { timeout: Some(LIFE), ..Wishes::bound(args.boot_timeout) },
     }
 }
 

@@ -19,7 +19,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use wrenn_agent::guest_link;
 use wrenn_agent::host_agent::{
-    AgentError, Changed, CreateRequest, HostAgent, PauseOptions, ResumeOptions, Source, Timeout, View,
+    AgentError, Changed, CreateRequest, HostAgent, PauseOptions, ResumeOptions, Source, Timeout, View, Wishes,
 };
 use wrenn_agent::policy::{self, Verb};
 use wrenn_engine::names::SandboxId;
@@ -93,12 +93,14 @@ fn create_request(args: CreateArgs) -> Result<CreateRequest> {
     let wanted = args.wanted.request()?;
     Ok(CreateRequest {
         source: args.snapshot.map_or(wanted.source, Source::Snapshot),
-        env: args.env.into_iter().collect(),
-        metadata: args.metadata.into_iter().collect(),
-        timeout: args.timeout,
-        on_timeout: args.on_timeout.into(),
-        bound: false,
-        ..wanted
+        wishes: Wishes {
+            env: args.env.into_iter().collect(),
+            metadata: args.metadata.into_iter().collect(),
+            timeout: args.timeout,
+            on_timeout: args.on_timeout.into(),
+            bound: false,
+            ..wanted.wishes
+        },
     })
 }
 

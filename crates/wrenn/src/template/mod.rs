@@ -12,11 +12,9 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use wrenn_agent::host_agent::{AgentError, Fresh, HostAgent, TemplateView, WarmView};
+use wrenn_agent::host_agent::{AgentError, HostAgent, TemplateView, WarmView};
 use wrenn_agent::instance::Instance;
-use wrenn_agent::sandbox::Shape;
 use wrenn_engine::image::Recipe;
-use wrenn_engine::units::Mib;
 
 use crate::EXIT_FAILED;
 use crate::cli::{TemplateVerb, WarmArgs};
@@ -77,13 +75,8 @@ async fn list(dir: &Path, json: bool) -> Result<ExitCode> {
 }
 
 async fn warm(link: &Link, args: WarmArgs) -> Result<ExitCode> {
-    let fresh = Fresh {
-        template: args.name.clone(),
-        kernel: args.kernel.map(std::path::absolute).transpose()?,
-        shape: Shape { vcpus: args.vcpus, memory: Mib(args.memory), disk: args.disk.map(Mib) },
-        cold: false,
-    };
-    let warmed = link.agent().warm(fresh, args.boot_timeout).await?;
+    let fresh = args.size.fresh(&args.name, false)?;
+    let warmed = link.agent().warm(fresh, args.size.boot_timeout).await?;
     if args.json {
         println!("{}", show::warmed_json(&args.name, &warmed));
     } else {

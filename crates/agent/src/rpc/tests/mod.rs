@@ -22,7 +22,7 @@ use super::server::{Peers, serve_for};
 use super::*;
 use crate::host_agent::{
     AgentError, Code, CreateRequest, Fresh, HostAgent, OnTimeout, PauseOptions, Phase, ResumeOptions, Source, Timeout,
-    View,
+    View, Wishes,
 };
 use crate::policy::Denied;
 use crate::sandbox::Shape;
@@ -81,8 +81,11 @@ fn fresh() -> Fresh {
 }
 
 fn request() -> CreateRequest {
-    CreateRequest {
-        source: Source::Template(fresh()),
+    CreateRequest { source: Source::Template(fresh()), wishes: wishes() }
+}
+
+fn wishes() -> Wishes {
+    Wishes {
         env: BTreeMap::from([("A".to_owned(), "b=c".to_owned())]),
         metadata: BTreeMap::from([("owner".to_owned(), "ü".to_owned())]),
         timeout: Some(Duration::from_millis(90_500)),
@@ -90,6 +93,10 @@ fn request() -> CreateRequest {
         ready_limit: Duration::from_secs(60),
         bound: false,
     }
+}
+
+fn wishing(wishes: Wishes) -> CreateRequest {
+    CreateRequest { wishes, ..request() }
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {
@@ -163,19 +170,19 @@ async fn what_is_beyond_the_limits_is_refused_and_nothing_is_made() {
         CreateRequest { source: Source::Template(Fresh { template: String::new(), ..fresh() }), ..request() },
         CreateRequest { source: Source::Template(Fresh { kernel: Some("vmlinuz".into()), ..fresh() }), ..request() },
         CreateRequest { source: Source::Snapshot("No name".to_owned()), ..request() },
-        CreateRequest { metadata: (0..65).map(|n| (n.to_string(), String::new())).collect(), ..request() },
-        CreateRequest { metadata: BTreeMap::from([("k".repeat(257), String::new())]), ..request() },
-        CreateRequest { metadata: BTreeMap::from([("k".to_owned(), "v".repeat(4097))]), ..request() },
-        CreateRequest { env: (0..257).map(|n| (n.to_string(), String::new())).collect(), ..request() },
-        CreateRequest { env: BTreeMap::from([("E".to_owned(), "v".repeat(128 * 1024))]), ..request() },
-        CreateRequest { env: BTreeMap::from([("A=B".to_owned(), String::new())]), ..request() },
-        CreateRequest { timeout: Some(Duration::MAX), ..request() },
-        CreateRequest { ready_limit: Duration::from_secs(3601), ..request() },
+        wishing(Wishes { metadata: (0..65).map(|n| (n.to_string(), String::new())).collect(), ..wishes() }),
+        wishing(Wishes { metadata: BTreeMap::from([("k".repeat(257), String::new())]), ..wishes() }),
+        wishing(Wishes { metadata: BTreeMap::from([("k".to_owned(), "v".repeat(4097))]), ..wishes() }),
+        wishing(Wishes { env: (0..257).map(|n| (n.to_string(), String::new())).collect(), ..wishes() }),
+        wishing(Wishes { env: BTreeMap::from([("E".to_owned(), "v".repeat(128 * 1024))]), ..wishes() }),
+        wishing(Wishes { env: BTreeMap::from([("A=B".to_owned(), String::new())]), ..wishes() }),
+        wishing(Wishes { timeout: Some(Duration::MAX), ..wishes() }),
+        wishing(Wishes { ready_limit: Duration::from_secs(3601), ..wishes() }),
     ];
     for request in beyond {
         assert_eq!(world.remote.create(request).await.unwrap_err().code, Code::Invalid);
     }
-    let huge = CreateRequest { env: BTreeMap::from([("E".to_owned(), "v".repeat(2 << 20))]), ..request() };
+    let huge = wishing(Wishes { env: BTreeMap::from([("E".to_owned(), "v".repeat(2 << 20))]), ..wishes() });
     assert!(world.remote.create(huge).await.is_err());
     assert_eq!(world.fake.count(), 0);
 }
@@ -183,7 +190,7 @@ async fn what_is_beyond_the_limits_is_refused_and_nothing_is_made() {
 #[tokio::test]
 async fn a_bound_sandbox_lives_as_long_as_its_bond() {
     let world = World::new().await;
-    let created = world.remote.create(CreateRequest { bound: true, ..request() }).await.unwrap();
+    let created = world.remote.create(wishing(Wishes { bound: true, ..wishes() })).await.unwrap();
     let bond = created.bond.unwrap();
     assert!(bond.is_held());
     // Other calls go over the same connection meanwhile.
@@ -198,7 +205,7 @@ async fn a_bound_sandbox_lives_as_long_as_its_bond() {
 async fn a_client_that_is_gone_before_its_bound_sandbox_is_there_leaves_none() {
     let world = World::of(Fake::gated()).await;
     let remote = connect(world.remote.socket()).await.unwrap().unwrap();
-    let making = tokio::spawn(async move { remote.create(CreateRequest { bound: true, ..request() }).await.is_ok() });
+    let making = tokio::spawn(async move { remote.create(wishing(Wishes { bound: true, ..wishes() })).await.is_ok() });
     soon(world.fake.at_gate.notified()).await;
     making.abort();
     assert!(making.await.unwrap_err().is_cancelled());
@@ -228,7 +235,7 @@ async fn an_agent_that_ends_finishes_what_it_does_and_lets_go_of_the_rest() {
     let mut world = World::of(Fake::gated()).await;
     let gate = world.fake.gate.as_ref().unwrap();
     gate.notify_one();
-    let held = world.remote.create(CreateRequest { bound: true, ..request() }).await.unwrap();
+    let held = world.remote.create(wishing(Wishes { bound: true, ..wishes() })).await.unwrap();
     gate.notify_one();
     let free = world.create().await;
     let mut tunnel = world.remote.dial(&free.id, 80, SOON).await.unwrap();

@@ -11,7 +11,7 @@ use super::{
     Malformed, Problems, invalid, malformed, millis, missing, parse, timings_in, timings_out, vmm_in, vmm_out,
 };
 use crate::host_agent::{
-    AgentError, Changed, CreateRequest, OnTimeout, Phase, ResumeOptions, Source, Start, Stat, Timeout, View,
+    AgentError, Changed, CreateRequest, OnTimeout, Phase, ResumeOptions, Source, Start, Stat, Timeout, View, Wishes,
 };
 
 // ---- enums -----------------------------------------------------------------------------------------------------------
@@ -189,14 +189,15 @@ pub(in crate::rpc) fn create_request(request: CreateRequest) -> Result<wire::Cre
         Source::Template(fresh) => fresh_out(fresh)?.into(),
         Source::Snapshot(snapshot) => wire::create_request::Source::Snapshot(snapshot),
     };
+    let wishes = request.wishes;
     Ok(wire::CreateRequest {
         source: Some(source),
-        env: request.env.into_iter().collect(),
-        metadata: request.metadata.into_iter().collect(),
-        timeout_ms: request.timeout.map(millis),
-        on_timeout: wire::OnTimeout::from(request.on_timeout).into(),
-        ready_limit_ms: millis(request.ready_limit),
-        bound: request.bound,
+        env: wishes.env.into_iter().collect(),
+        metadata: wishes.metadata.into_iter().collect(),
+        timeout_ms: wishes.timeout.map(millis),
+        on_timeout: wire::OnTimeout::from(wishes.on_timeout).into(),
+        ready_limit_ms: millis(wishes.ready_limit),
+        bound: wishes.bound,
     })
 }
 
@@ -206,8 +207,8 @@ pub(in crate::rpc) fn checked_create(request: wire::CreateRequest) -> Result<Cre
         invalid("neither a template nor a snapshot to start from; is it of another version?".to_owned())
     })?;
     let mut problems = Problems::default();
-    let request = CreateRequest {
-        source: checked_source(&mut problems, source),
+    let source = checked_source(&mut problems, source);
+    let wishes = Wishes {
         env: request.env.into_iter().collect(),
         metadata: request.metadata.into_iter().collect(),
         timeout: request.timeout_ms.map(Duration::from_millis),
@@ -215,12 +216,12 @@ pub(in crate::rpc) fn checked_create(request: wire::CreateRequest) -> Result<Cre
         ready_limit: Duration::from_millis(request.ready_limit_ms),
         bound: request.bound,
     };
-    problems.check_env(&request.env);
-    problems.check_labels(&request.metadata);
-    problems.check_timeout(request.timeout);
-    problems.check_ready_limit(request.ready_limit);
+    problems.check_env(&wishes.env);
+    problems.check_labels(&wishes.metadata);
+    problems.check_timeout(wishes.timeout);
+    problems.check_ready_limit(wishes.ready_limit);
     problems.into_result()?;
-    Ok(request)
+    Ok(CreateRequest { source, wishes })
 }
 
 fn checked_source(problems: &mut Problems, source: wire::create_request::Source) -> Source {
@@ -333,7 +334,7 @@ mod tests {
             metadata: (0..limits::LABELS_MAX).map(|n| (key(n), value.clone())).collect(),
             ..request()
         };
-        assert_eq!(checked_create(asked).unwrap().metadata.len(), limits::LABELS_MAX);
+        assert_eq!(checked_create(asked).unwrap().wishes.metadata.len(), limits::LABELS_MAX);
     }
 
     #[test]
