@@ -428,6 +428,7 @@ async fn a_client_that_hangs_up_changes_nothing() {
     );
     let mut events = start(&client, sh(&script)).await.unwrap();
     let pid = events.pid().await;
+    events.until(&mut Seen::default(), |seen| seen.out().starts_with("line\n")).await;
     drop(events);
     let listed = client.list(ListRequest::default()).await.unwrap().into_owned();
     assert_eq!(listed.processes.iter().map(|process| process.pid).collect::<Vec<_>>(), [pid]);

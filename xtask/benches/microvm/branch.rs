@@ -12,6 +12,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use futures::future::try_join_all;
 use tokio::time::sleep;
 use wrenn_agent::host_agent::{Changed, CreateRequest, ForkRequest, Forked, HostAgent as _, Source, Start, View};
 use wrenn_agent::sandbox::Timing;
@@ -151,9 +152,8 @@ async fn forks(agent: &Agent, round: &mut Round, parent: &View, plain: Restored)
     let Forked { children, .. } = agent.remote().fork(&parent.id, request(FORKS)).await?;
     let children = children.into_iter().collect::<Result<Vec<Changed>, _>>()?;
     round.value("fork-made", "ms", millis(begun.elapsed()));
-    for child in &children {
-        agent.exec(&child.view, &["true"]).await?;
-    }
+    let answers = children.iter().map(|child| agent.exec(&child.view, &["true"]));
+    try_join_all(answers).await?;
     round.value("fork-last", "ms", millis(begun.elapsed()));
     let cores = std::thread::available_parallelism()?.get() as f64;
     round.value("fork-least", "ms", f64::from(FORKS) * millis(plain.cpu) / cores);

@@ -45,7 +45,7 @@ async fn with_agent(setting: &Setting, agent: &Agent, round: &mut Round) -> Resu
 /// Milliseconds of one resume.
 async fn once(agent: &Agent, view: &View, number: usize) -> Result<f64> {
     let script =
-        format!("for to in /dev/shm/some /root/some; do head -c 200000 /dev/urandom > $to{}; done", number % 10);
+        format!("for to in /dev/shm/some /root/some; do head -c 200000 /dev/urandom > ${{to}}{}; done", number % 10);
     agent.exec(view, &["sh", "-c", &script]).await?;
     agent.remote().pause(&view.id, PauseOptions::default()).await?;
     // Answered when what need not be waited for is done: it is not a part of the resume.

@@ -35,7 +35,7 @@ use crate::layers::{Layers, VerifyError};
 use crate::manifest::{LiveDisk, ManifestError, State};
 
 /// How far a guest's clock may be off when its users go on.
-const CLOCK_WITHIN: Duration = Duration::from_millis(50);
+pub(super) const CLOCK_WITHIN: Duration = Duration::from_millis(50);
 /// How long that may take beyond the one call that mostly does.
 const CLOCK_LIMIT: Duration = Duration::from_secs(10);
 /// How long setting it may take where a guest goes on in any case.

@@ -30,6 +30,7 @@ use wrenn_engine::vmm::{
 
 use super::create::CreateError;
 use super::parts::blocking;
+use super::resume::CLOCK_WITHIN;
 use super::{Cancel, Parts, Stopwatch, Trouble, ending, on_demand};
 use crate::envd_client::{EnvdClient, EnvdError, HostKey, HostLine, Init, Nonces};
 use crate::faults::Step;
@@ -44,6 +45,8 @@ use crate::manifest::{LiveDisk, Manifest, MemoryBase};
 const CONSOLE_EXCERPT_BYTES: u64 = 2048;
 /// What a VMM may write beyond its disk's and its memory's size, in bytes: tables of the overlay, state of devices.
 const FILE_SLACK_BYTES: u64 = 64 << 20;
+/// How long a rehearsal's call may take.
+const REHEARSAL_LIMIT: Duration = Duration::from_secs(2);
 /// How long the shim has to tell of an end that the control connection showed.
 const END_WORD_LIMIT: Duration = Duration::from_millis(500);
 
@@ -394,6 +397,28 @@ impl Rise<'_> {
         let (machine, line) = while_it_runs(parts, &mut ended, &mut cancel, up).await?;
         self.is_up(parts, watch)?;
         Ok(Risen { machine, envd, line: Some(line), ended })
+    }
+
+    /// Lets a loaded VM go on until its guest, which takes itself for `guest`, has answered a call, and stops it again: whatever a
+    /// guest does for the first time after its restore takes many times as long as later. Nothing of any user runs.
+    pub(super) async fn rehearse(
+        &self,
+        parts: &mut Parts,
+        guest: &SandboxId,
+        loaded: Loaded,
+        cancel: Cancel,
+    ) -> Result<Loaded, CreateError> {
+        let risen = self.wake(parts, loaded, &mut Stopwatch::default(), cancel).await?;
+        let Risen { mut machine, envd, line, ended } = risen;
+        let mut line = line.expect("a VM that was restored has a connection");
+        let host = HostKey { id: guest, ..host_key(parts) };
+        if let Err(error) = line.set_clock(host, CLOCK_WITHIN, REHEARSAL_LIMIT).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::debug!(sandbox = %parts.manifest.id, error, "a rehearsal that came to nothing");
+        }
+        machine.freeze().await?;
+        parts.keep_nonces(&envd);
+        Ok(Loaded { machine, ended })
     }
 
     /// Its guest answers.

@@ -1,10 +1,10 @@
 //! Sandboxes made ahead: brought up from a warm image as far as nobody has to want them yet.
 //!
 //! ```text
-//!   warm image ─► placed ─► network ─► disk ─► VMM with the captured state, its CPUs standing still
-//!       │                                                        │
-//!       │        whatever needs time is done by here             ▼ somebody wants one
-//!       └─ nothing of a guest runs, no memory is touched    CPUs run ─► becomes somebody ─► Running
+//!   warm image ─► placed ─► network ─► disk ─► VMM with the captured state ─► its guest answers a call ─► CPUs stand still
+//!                                                                                                          │
+//!                                                                                        somebody wants one ▼
+//!                                                                        CPUs run ─► becomes somebody ─► Running
 //! ```
 //!
 //! One that waits is being created, as its manifest says: if this process dies, the next one removes it as half made. It is
@@ -45,7 +45,7 @@ impl Standby {
         let Begun { mut parts, template, kernel, origin: Origin::Captured { guest, .. }, .. } = begun else {
             unreachable!("it begins from what was captured")
         };
-        match load(&mut parts, &template, &kernel, key, cancel).await {
+        match load(&mut parts, (&template, &kernel), key, &guest, cancel).await {
             Ok(Some(loaded)) => Ok(Some(Self { parts, template, kernel, guest, loaded })),
             none => {
                 // What cannot be taken down was logged, and the next start goes on.
@@ -82,9 +82,9 @@ impl Standby {
 
 async fn load(
     parts: &mut Parts,
-    template: &Template,
-    kernel: &KernelFiles,
+    (template, kernel): (&Template, &KernelFiles),
     key: &Key,
+    guest: &SandboxId,
     cancel: Cancel,
 ) -> Result<Option<Loaded>, CreateError> {
     let Some((disk, vm)) = usable(parts, Some(key)).await? else { return Ok(None) };
@@ -93,5 +93,6 @@ async fn load(
     }
     let host = Arc::clone(&parts.host);
     let rise = Rise { host: &host, template, kernel, ready_limit: READY_LIMIT, steps: steps() };
-    rise.load(parts, disk, &vm, &mut Stopwatch::default(), cancel).await.map(Some)
+    let loaded = rise.load(parts, disk, &vm, &mut Stopwatch::default(), cancel.clone()).await?;
+    rise.rehearse(parts, guest, loaded, cancel).await.map(Some)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use crate::world::{Stack, World, assert_run, text};
+use crate::world::{Stack, World, assert_run, is_tagged, text};
 
 /// Users from here on belong to sandboxes.
 const VMM_UID_BASE: u32 = 0x7000_0000;
@@ -66,7 +66,7 @@ fn root_a_vmm_is_in_namespaces_of_its_own() {
         let tag = world.tag();
         let host = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         // The handle of the network namespace is a mount of the host's.
-        let seen: Vec<&str> = host.lines().filter(|line| line.contains(&tag) && !line.contains("nsfs")).collect();
+        let seen: Vec<&str> = host.lines().filter(|line| is_tagged(line, &tag) && !line.contains("nsfs")).collect();
         assert!(seen.is_empty(), "the host sees it: {seen:?}");
     }
     running.signal("TERM");

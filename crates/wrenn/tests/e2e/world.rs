@@ -221,11 +221,11 @@ impl World {
             let tag = self.tag();
             let run_dir = PathBuf::from("/run/wrenn").join(&tag);
             left.extend(entries(run_dir).into_iter().filter(|path| !is_claim(path)));
-            left.extend(entries("/run/wrenn/netns".into()).into_iter().filter(|path| path.contains(&tag)));
+            left.extend(entries("/run/wrenn/netns".into()).into_iter().filter(|path| is_tagged(path, &tag)));
             let dir = self.dir().display().to_string();
             let is_own = |line: &String| self.small_disk.as_ref().is_some_and(|disk| disk.is_in(line));
             let lines = Host::now().lines.into_iter().filter(|line| !is_own(line));
-            left.extend(lines.filter(|line| line.contains(&tag) || line.contains(&dir)));
+            left.extend(lines.filter(|line| is_tagged(line, &tag) || line.contains(&dir)));
         }
         left
     }
@@ -235,6 +235,12 @@ impl World {
     pub fn host_changes(&self) -> Vec<String> {
         self.before.difference(&Host::now())
     }
+}
+
+/// Whether a line names something of the instance with this tag: in each name the tag comes after a separator, or after what an
+/// interface's name begins with. By itself it may be a part of any word.
+pub fn is_tagged(line: &str, tag: &str) -> bool {
+    ["-", "_", "/", "wv"].iter().any(|before| line.contains(&format!("{before}{tag}")))
 }
 
 /// The instance's claim on its tag, which stays with its folder.
