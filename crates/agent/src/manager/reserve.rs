@@ -196,12 +196,16 @@ async fn fill(supply: Arc<Supply>, mut stopped: watch::Receiver<bool>) {
     }
 }
 
+/// Nothing is left of them, also when nobody waits for it any more.
 async fn destroy(given_up: Vec<Waiting>) {
-    for (standby, seat) in given_up {
-        tracing::info!(sandbox = %standby.id(), "what was made ahead is given up");
-        standby.destroy().await;
-        drop(seat);
-    }
+    let destroyed = tokio::spawn(async move {
+        for (standby, seat) in given_up {
+            tracing::info!(sandbox = %standby.id(), "what was made ahead is given up");
+            standby.destroy().await;
+            drop(seat);
+        }
+    });
+    destroyed.await.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()));
 }
 
 #[cfg(test)]

@@ -312,8 +312,10 @@ impl Shelf {
     fn begin(&self, name: &str, lock: Option<Lock>) -> Result<Unfinished, SnapshotError> {
         let stored = self.at(&format!("{name}{}", Self::UNFINISHED));
         remove(stored.path())?;
-        stored.make()?;
-        Ok(Unfinished { shelf: self.clone(), name: name.to_owned(), stored, _lock: lock })
+        // It is there before its folders are: if only some of them can be made, these go with it.
+        let unfinished = Unfinished { shelf: self.clone(), name: name.to_owned(), stored, _lock: lock };
+        unfinished.stored.make()?;
+        Ok(unfinished)
     }
 
     fn rename(&self, from: &Stored, name: &str) -> Result<Stored, SnapshotError> {
