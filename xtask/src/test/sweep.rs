@@ -16,6 +16,8 @@ use crate::process::{self, Job, find_program};
 /// How long the kernel may take to finish what it does on its own: a network namespace ends asynchronously.
 const SETTLE: Duration = Duration::from_secs(5);
 const SETTLE_STEP: Duration = Duration::from_millis(100);
+/// An agent, its shims, their VMMs, and some to spare.
+const GENERATIONS_MAX: u32 = 10;
 
 /// Folders nested deeper than this below a swept one are not looked into.
 const DEPTH_MAX: usize = 6;
@@ -90,8 +92,11 @@ pub fn wait_until_clean(before: &World) -> Result<Vec<Thing>> {
     let until = Instant::now() + SETTLE;
     loop {
         let left = World::observe()?.beyond(before);
-        if left.is_empty() || Instant::now() >= until {
-            end_processes(&left);
+        if left.is_empty() {
+            return Ok(left);
+        }
+        if Instant::now() >= until {
+            end_processes(before)?;
             return Ok(left);
         }
         // Nothing announces the end of a foreign process or of a namespace's links together; the wait is bounded.
@@ -162,7 +167,21 @@ fn command_of(pid: i32, stat: &str) -> String {
     shown.trim().chars().take(200).collect()
 }
 
-fn end_processes(left: &[Thing]) {
+/// Ends what runs, generation after generation: what one of them had started is ours when that has ended.
+fn end_processes(before: &World) -> Result<()> {
+    for _generation in 0..GENERATIONS_MAX {
+        let left = processes(&World::observe()?.beyond(before));
+        if left.is_empty() {
+            return Ok(());
+        }
+        left.into_iter().for_each(end_process);
+        // Nothing announces that they have been collected, and their children are ours.
+        std::thread::sleep(SETTLE_STEP);
+    }
+    Ok(())
+}
+
+fn processes(left: &[Thing]) -> Vec<Pid> {
     let pids = left.iter().filter_map(|thing| match thing {
         Thing::Process { pid, .. } => Pid::from_raw(*pid),
         Thing::Link(_)
@@ -173,11 +192,13 @@ fn end_processes(left: &[Thing]) {
         | Thing::Cgroup(_)
         | Thing::File(_) => None,
     });
-    for pid in pids {
-        // It is our child, so the number cannot belong to somebody else.
-        if kill_process(pid, Signal::KILL).is_err() {
-            eprintln!("    process {} ended by itself", pid.as_raw_nonzero());
-        }
+    pids.collect()
+}
+
+fn end_process(pid: Pid) {
+    // It is our child, so the number cannot belong to somebody else.
+    if kill_process(pid, Signal::KILL).is_err() {
+        eprintln!("    process {} ended by itself", pid.as_raw_nonzero());
     }
 }
 

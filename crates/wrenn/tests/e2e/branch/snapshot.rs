@@ -117,7 +117,7 @@ const LARGE_BYTES: u32 = 36_000_000;
 
 /// Writes so much on a sandbox's disk, and keeps that under a name.
 fn grow(world: &World, id: &str, name: &str) -> String {
-    let write = format!("yes {name} | head -c {LARGE_BYTES} > /root/{name}; md5sum /root/{name} >> /root/.sums");
+    let write = format!("yes {name} | head -c {LARGE_BYTES} > /root/{name}; md5sum /root/{name} >> /root/sums");
     world.sh(id, &format!("{write}; echo {name} > /root/last; sync"));
     world.snapshot(id, name)
 }
@@ -147,7 +147,7 @@ fn root_a_long_line_of_snapshots_does_not_stand_on_ever_more_layers() {
     }
     // The last two stand on what was made one layer.
     for id in &line[5..] {
-        world.sh(id, "echo 3 > /proc/sys/vm/drop_caches; md5sum -c /root/.sums");
+        world.sh(id, "echo 3 > /proc/sys/vm/drop_caches; md5sum -c /root/sums");
     }
     world.remove(&line);
     agent.stop();
