@@ -27,7 +27,7 @@ export function Detail({ id }: { id: string }) {
     <article class="detail" data-testid="detail" data-id={id} data-state={sandbox.state}>
       <BackToList />
       <header class="detail-head">
-        <h1 class="mono">{id}</h1>
+        <h2 class="mono">{id}</h2>
         <StateBadge state={sandbox.state} />
         <Copy text={id} />
       </header>

@@ -14,10 +14,10 @@ export function Header({ onForget }: { onForget: () => void }) {
   const { key } = useSession();
   return (
     <header class="header">
-      <a class="brand" href="/test">
+      <h1 class="brand">
         <img src="/assets/favicon.svg" alt="" width="22" height="22" />
         Wrenn
-      </a>
+      </h1>
       <LiveSign />
       <HostSign />
       <div class="header-end">

@@ -143,6 +143,7 @@ class Screen {
     this.terminal = new Terminal({
       fontFamily: getComputedStyle(element).fontFamily,
       fontSize: 13,
+      minimumContrastRatio: 4.5,
       scrollback: TERMINAL_SCROLLBACK_LINES,
       cursorBlink: !matchMedia('(prefers-reduced-motion: reduce)').matches,
       theme: themeOf(element),
