@@ -73,6 +73,7 @@ export class Session {
     });
     void this.#feed.run();
     window.addEventListener('online', this.retryNow);
+    window.addEventListener('unhandledrejection', this.#unforeseen);
   }
 
   /** Keys of scope `read` may look and nothing else. */
@@ -85,6 +86,7 @@ export class Session {
   end(): void {
     this.#feed.end();
     window.removeEventListener('online', this.retryNow);
+    window.removeEventListener('unhandledrejection', this.#unforeseen);
   }
 
   /** Asks the server for something: measures it, notes it, and shows what goes wrong. `undefined`: it failed. */
@@ -104,6 +106,9 @@ export class Session {
     const problem = { id: this.#id(), what, failure: Failure.from(thrown) };
     this.problems.update((problems) => [problem, ...problems].slice(0, PROBLEMS_MAX));
   }
+
+  /** A fault of the page itself is shown like any other. */
+  readonly #unforeseen = (event: PromiseRejectionEvent): void => this.report('This page', event.reason);
 
   dismiss(id: number): void {
     this.problems.update((problems) => problems.filter((problem) => problem.id !== id));
@@ -166,6 +171,7 @@ export class Session {
   }
 
   #connected(connection: Connection): void {
+    if (connection.kind !== this.connection.get().kind) this.notice.set(NOTICES[connection.kind]);
     this.connection.set(connection);
     if (connection.kind === 'refused') this.report('Live list', connection.why);
   }
@@ -176,6 +182,13 @@ export class Session {
     return id;
   }
 }
+
+const NOTICES: Readonly<Record<Connection['kind'], string>> = {
+  connecting: '',
+  live: 'The list is live',
+  waiting: 'The list is not live',
+  refused: 'The list is not live',
+};
 
 /** Answers are of several kinds; what they share is a sandbox, timings, or neither. */
 function partsOf(answer: unknown): { sandbox: Sandbox | null; timings: Timing[] } {

@@ -168,11 +168,11 @@ function TimeoutDialog({ sandbox, onClose }: SandboxDialogProps) {
           <input {...control} data-testid="timeout-seconds" inputMode="numeric" autocomplete="off" value={seconds} onInput={(event) => setSeconds(event.currentTarget.value)} />
         )}
       </Field>
-      <Field label="And is then">
+      <Field label="When time is up">
         {(control) => (
           <select {...control} data-testid="timeout-then" value={then} onChange={(event) => setThen(event.currentTarget.value === 'pause' ? 'pause' : 'destroy')}>
-            <option value="destroy">destroyed</option>
-            <option value="pause">paused</option>
+            <option value="destroy">destroy it</option>
+            <option value="pause">pause it</option>
           </select>
         )}
       </Field>

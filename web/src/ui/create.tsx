@@ -94,6 +94,7 @@ function CreateDialog({ snapshot, onClose, onCreated }: CreateDialogProps) {
       onSubmit={submit}
       footer={
         <>
+          <ProblemHere what="Create" failure={failure} />
           {begun !== null && <Progress begun_unix_ms={begun} />}
           <Cancel onPress={onClose}>{begun === null ? 'Cancel' : 'Close, it goes on'}</Cancel>
           <Submit testid="create-submit" busy={begun !== null}>
@@ -102,7 +103,6 @@ function CreateDialog({ snapshot, onClose, onCreated }: CreateDialogProps) {
         </>
       }
     >
-      <ProblemHere what="Create" failure={failure} />
       <SourceFields form={chosen} problems={problems} set={set} sources={sources} />
       <SizeFields form={chosen} problems={problems} set={set} />
       <LifeFields form={chosen} problems={problems} set={set} />
@@ -199,8 +199,8 @@ function LifeFields({ form, problems, set }: PartProps) {
     <fieldset>
       <legend>Life</legend>
       <div class="grid2">
-        <NumberField label="Ends after, s" field="timeout_s" form={form} problems={problems} set={set} hint={hint} placeholder="no end" />
-        <Field label="And is then">
+        <NumberField label="Time, s" field="timeout_s" form={form} problems={problems} set={set} hint={hint} placeholder="no end" />
+        <Field label="When time is up">
           {(control) => (
             <select
               {...control}
@@ -208,23 +208,23 @@ function LifeFields({ form, problems, set }: PartProps) {
               value={form.on_timeout}
               onChange={(event) => set('on_timeout', event.currentTarget.value === 'pause' ? 'pause' : 'destroy')}
             >
-              <option value="destroy">destroyed</option>
-              <option value="pause">paused</option>
+              <option value="destroy">destroy it</option>
+              <option value="pause">pause it</option>
             </select>
           )}
         </Field>
       </div>
       <div class="choices">
         <Check testid="create-auto-resume" checked={form.auto_resume} onChange={(on) => set('auto_resume', on)}>
-          Resumes by itself when it is used
+          Resume by itself when it is used
         </Check>
         {form.source === 'template' && (
           <Check testid="create-cold" checked={form.cold} onChange={(on) => set('cold', on)}>
-            Boots cold, even if a warm image is there
+            Boot cold, even if a warm image is there
           </Check>
         )}
         <Check testid="create-traffic-token" checked={form.traffic_token} onChange={(on) => set('traffic_token', on)}>
-          Its ports need a token
+          Ports need a token
         </Check>
       </div>
     </fieldset>

@@ -58,7 +58,7 @@ function Facts({ sandbox }: { sandbox: Sandbox }) {
   const now = useNow();
   return (
     <dl class="facts" data-testid="facts">
-      <Fact name="Left" testid="fact-left">
+      <Fact name="Time left" testid="fact-left">
         {formatTimeLeft(sandbox.deadline_unix_ms, now)}
         {sandbox.deadline_unix_ms !== null && <span class="muted">, then {sandbox.on_timeout === 'pause' ? 'paused' : 'destroyed'}</span>}
       </Fact>
@@ -66,15 +66,15 @@ function Facts({ sandbox }: { sandbox: Sandbox }) {
       <Fact name="Size">
         {sandbox.vcpus} vCPU, {formatMib(sandbox.memory_mib)}, {formatMib(sandbox.disk_mib)} disk
       </Fact>
-      <Fact name="Started">{sandbox.start}</Fact>
+      <Fact name="Start">{sandbox.start}</Fact>
       <Fact name="Driver">
         {formatVmm(sandbox.vmm)} · {sandbox.storage}
       </Fact>
       <Fact name="Kernel">{sandbox.kernel}</Fact>
       <Fact name="Created">{formatClock(sandbox.created_unix_ms, now)}</Fact>
-      <Fact name="Resumes itself">{sandbox.auto_resume ? 'yes' : 'no'}</Fact>
+      <Fact name="Auto-resume">{sandbox.auto_resume ? 'yes' : 'no'}</Fact>
       {Object.keys(sandbox.metadata).length > 0 && (
-        <Fact name="Labels">
+        <Fact name="Labels" wide>
           <Labels metadata={sandbox.metadata} />
         </Fact>
       )}
@@ -82,9 +82,9 @@ function Facts({ sandbox }: { sandbox: Sandbox }) {
   );
 }
 
-function Fact({ name, testid, children }: { name: string; testid?: string; children: ComponentChildren }) {
+function Fact({ name, testid, wide = false, children }: { name: string; testid?: string; wide?: boolean; children: ComponentChildren }) {
   return (
-    <div>
+    <div class={wide ? 'wide' : undefined}>
       <dt>{name}</dt>
       <dd data-testid={testid}>{children}</dd>
     </div>

@@ -45,6 +45,8 @@ export function Dialog({ title, testid, wide = false, onClose, onSubmit, childre
         onSubmit={(event) => {
           event.preventDefault();
           void onSubmit();
+          // What the check has found is marked by then.
+          requestAnimationFrame(() => ref.current?.querySelector<HTMLElement>('[aria-invalid="true"]')?.focus());
         }}
       >
         <h2 id={heading}>{title}</h2>

@@ -86,14 +86,14 @@ export function Exec({ sandbox }: { sandbox: Sandbox }) {
       <div class="choices">
         <label class="choice">
           <input type="radio" name="exec-how" data-testid="exec-how-split" checked={form.how === 'split'} onChange={() => set({ how: 'split' })} />
-          as words
+          split into words
         </label>
         <label class="choice">
           <input type="radio" name="exec-how" data-testid="exec-how-shell" checked={form.how === 'shell'} onChange={() => set({ how: 'shell' })} />
           through <code>sh -c</code>
         </label>
         <Check testid="exec-stdin-open" checked={form.stdin} onChange={(stdin) => set({ stdin })}>
-          with input
+          keep stdin open
         </Check>
         <details class="more">
           <summary>More</summary>

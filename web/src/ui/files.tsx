@@ -45,7 +45,7 @@ export function Files({ sandbox }: { sandbox: Sandbox }) {
   const mkdir = async () => {
     const name = await askFor({ title: 'New folder', text: `In ${folder.path}`, action: 'Make', input: { label: 'Name', value: '', problem: nameProblem } });
     if (name === null) return;
-    await session.ask({ what: 'New folder', sandbox: id, act: (client) => client.mkdir(id, joinPath(folder.path, name)) });
+    await session.ask({ what: `New folder ${name}`, sandbox: id, act: (client) => client.mkdir(id, joinPath(folder.path, name)) });
     await again();
   };
 
@@ -228,13 +228,13 @@ function Entry({ sandbox, entry, onOpen, onChanged }: { sandbox: Sandbox; entry:
     const text = entry.path;
     const name = await askFor({ title: 'Rename', text, action: 'Rename', input: { label: 'New name', value: baseName(entry.path), problem: nameProblem } });
     if (name === null) return;
-    await session.ask({ what: 'Rename', sandbox: id, act: (client) => client.move(id, entry.path, joinPath(parentPath(entry.path), name)) });
+    await session.ask({ what: `Rename ${entry.name}`, sandbox: id, act: (client) => client.move(id, entry.path, joinPath(parentPath(entry.path), name)) });
     await onChanged();
   };
   const remove = async () => {
     const all = entry.type === 'directory' ? ' and everything in it' : '';
     if (!(await confirm({ title: 'Remove?', text: `${entry.path}${all} will be gone.`, action: 'Remove', dangerous: true }))) return;
-    await session.ask({ what: 'Remove', sandbox: id, act: (client) => client.remove(id, entry.path) });
+    await session.ask({ what: `Remove ${entry.name}`, sandbox: id, act: (client) => client.remove(id, entry.path) });
     await onChanged();
   };
 

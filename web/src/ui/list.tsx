@@ -48,9 +48,9 @@ function Row({ sandbox, chosen }: { sandbox: Sandbox; chosen: boolean }) {
         <span>{sandbox.vcpus} vCPU</span>
         <span>{formatMib(sandbox.memory_mib)}</span>
         <span>{formatMib(sandbox.disk_mib)} disk</span>
-        <span data-testid="time-left">{formatTimeLeft(sandbox.deadline_unix_ms, now)}</span>
       </p>
       <p class="row-facts muted">
+        <span data-testid="time-left">{formatTimeLeft(sandbox.deadline_unix_ms, now)}</span>
         <span>{sandbox.start} start</span>
         <span>{formatVmm(sandbox.vmm)}</span>
         <span>{sandbox.storage}</span>

@@ -36,7 +36,7 @@ export function RunningCommands({ sandbox, attachable, onAttach }: RunningProps)
 
   return (
     <details class="running" onToggle={(event) => event.currentTarget.open && runs && void look()}>
-      <summary data-testid="exec-list-open">What runs in it</summary>
+      <summary data-testid="exec-list-open">Running commands</summary>
       <ProblemHere what="Looking at its commands" failure={failure} />
       {items?.length === 0 && <p class="muted">Nothing that was started through the server.</p>}
       <ul class="plain-list">

@@ -37,7 +37,7 @@ export function Snapshots({ sandbox, active }: { sandbox: Sandbox; active: boole
       <Take sandbox={sandbox} onTaken={load} />
       <div class="line">
         <Check testid="snapshot-all" checked={all} onChange={setAll}>
-          those of other sandboxes too
+          Include those of other sandboxes
         </Check>
         <Button testid="snapshot-refresh" onPress={load}>
           Refresh
@@ -71,7 +71,7 @@ function Take({ sandbox, onTaken }: { sandbox: Sandbox; onTaken: () => Promise<v
   const hint = able ? undefined : session.mayWrite ? `It is ${STATE_LOOKS[sandbox.state].label}; a snapshot needs it running or paused.` : 'This key may only read.';
   return (
     <form class="exec-form" onSubmit={take} noValidate>
-      <Field label="Name, if it shall have one" hint={hint} class="grow">
+      <Field label="Name (optional)" hint={hint} class="grow">
         {(control) => (
           <input {...control} data-testid="snapshot-name" class="mono" autocomplete="off" spellcheck={false} value={name} onInput={(event) => setName(event.currentTarget.value)} />
         )}

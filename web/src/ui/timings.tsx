@@ -44,7 +44,7 @@ function Entry({ entry, open, here }: { entry: Asked; open: boolean; here: boole
 }
 
 function Steps({ timings, wall_ms }: { timings: readonly Timing[]; wall_ms: number }) {
-  const bars = [...timings, { step: 'seen from here', ms: wall_ms }];
+  const bars = [...timings, { step: 'measured here', ms: wall_ms }];
   const longest = Math.max(...bars.map(({ ms }) => ms), 0.001);
   return (
     <table class="steps">
