@@ -1,7 +1,10 @@
 // Every limit of the page, with its unit and the reason for it.
 
-/** Bytes of one command's output kept on the page; a browser gets slow with more text than this in one element. */
-export const OUTPUT_BYTES_MAX = 1024 * 1024;
+/** Characters of one command’s output kept on the page; with more text in one element a browser falls behind. */
+export const OUTPUT_CHARS_MAX = 256 * 1024;
+
+/** Output is gathered for so long, ms, before it is drawn: often enough to look live, seldom enough to keep up. */
+export const OUTPUT_DRAW_MS = 80;
 
 /** Bytes of one SSE message; a sandbox is far below, so more means that this is not our stream. */
 export const SSE_MESSAGE_BYTES_MAX = 1024 * 1024;

@@ -1,6 +1,6 @@
 // A command's output as it is shown: stretches of one stream each, bounded from the front.
 
-import { OUTPUT_BYTES_MAX } from '../limits';
+import { OUTPUT_CHARS_MAX } from '../limits';
 
 export type Voice = 'stdout' | 'stderr' | 'note';
 
@@ -18,7 +18,7 @@ export interface Output {
 
 export const NO_OUTPUT: Output = { stretches: [], size: 0, dropped: 0 };
 
-export function appendOutput(output: Output, voice: Voice, text: string, max = OUTPUT_BYTES_MAX): Output {
+export function appendOutput(output: Output, voice: Voice, text: string, max = OUTPUT_CHARS_MAX): Output {
   if (text === '') return output;
   const last = output.stretches[output.stretches.length - 1];
   const stretches =

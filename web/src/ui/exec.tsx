@@ -4,7 +4,7 @@ import { useEffect, useRef, useState } from 'preact/hooks';
 import { Failure } from '../api/failure';
 import { CommandStream, type Start } from '../api/stream';
 import type { ExecRequest, Exit, Sandbox } from '../api/types';
-import { COMMAND_HISTORY_MAX } from '../limits';
+import { COMMAND_HISTORY_MAX, OUTPUT_DRAW_MS } from '../limits';
 import { formatBytes, formatExit, formatMs } from '../pure/format';
 import { appendOutput, NO_OUTPUT, type Output, type Voice } from '../pure/output';
 import { allowed, STATE_LOOKS } from '../pure/states';
@@ -297,7 +297,7 @@ class Voices {
     const last = this.#waiting[this.#waiting.length - 1];
     if (last?.voice === voice) last.text += text;
     else this.#waiting.push({ voice, text });
-    this.#timer ??= setTimeout(() => this.flush(), 40);
+    this.#timer ??= setTimeout(() => this.flush(), OUTPUT_DRAW_MS);
   }
 }
 

@@ -105,7 +105,7 @@ function useShell(sandbox: string, box: { current: HTMLDivElement | null }) {
       started: () => {
         setShell({ kind: 'open' });
         opened.resize(terminal.cols, terminal.rows);
-        terminal.focus();
+        if (!walksOverTabs()) terminal.focus();
       },
       output: (_, bytes) => terminal.write(bytes),
       gap: (bytes) => terminal.write(`\r\n[${formatBytes(bytes)} of output are not kept any more]\r\n`),
@@ -180,6 +180,11 @@ class Screen {
     event.preventDefault();
     return false;
   }
+}
+
+/** Whoever goes along the tabs by the arrow keys would be caught in here. */
+function walksOverTabs(): boolean {
+  return document.activeElement?.matches('[role="tab"]:focus-visible') ?? false;
 }
 
 function themeOf(element: HTMLElement): ITheme {
