@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use wrenn_engine::names::{SandboxId, SnapshotId};
@@ -279,6 +280,72 @@ pub struct Changed {
     pub timings: Vec<Timing>,
 }
 
+/// What is told to who watches, one after the other.
+///
+/// It ends with an error, after which there is nothing more: of the kind [`Code::Unavailable`] where the agent ends, or who
+/// watches is too slow. Whoever watches again is told all that is there anew.
+pub type Changes = BoxStream<'static, Result<Change, AgentError>>;
+
+/// What happens to sandboxes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "almost all of them are the large one")]
+pub enum Change {
+    /// A sandbox is this now.
+    Is(View),
+    /// All that were there when the watch began have been told of.
+    Complete,
+    /// A sandbox is gone for good.
+    Gone(Departure),
+}
+
+/// The end of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Departure {
+    /// Which sandbox.
+    pub id: SandboxId,
+    /// Why it is gone.
+    pub why: Ended,
+    /// When, in Unix milliseconds.
+    pub at_unix_ms: u64,
+}
+
+/// Why a sandbox is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Somebody asked for its end.
+    Requested,
+    /// Its time was up.
+    TimedOut,
+    /// Its creation failed.
+    NeverRan,
+    /// Whoever it was bound to is gone.
+    Unbound,
+    /// The agent ended, and was to take all sandboxes with it.
+    HostEnded,
+}
+
+impl Ended {
+    /// All of them, for who has to find one by its name.
+    pub const ALL: [Self; 5] = [Self::Requested, Self::TimedOut, Self::NeverRan, Self::Unbound, Self::HostEnded];
+
+    /// Its name, as in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::TimedOut => "timed_out",
+            Self::NeverRan => "never_ran",
+            Self::Unbound => "unbound",
+            Self::HostEnded => "host_ended",
+        }
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 /// A snapshot, as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotView {
@@ -498,6 +565,11 @@ impl AgentError {
         Self { code, message: with_causes(error) }
     }
 
+    /// The agent ends, and takes no more.
+    pub fn ending() -> Self {
+        Self { code: Code::Unavailable, message: "the agent is ending".to_owned() }
+    }
+
     /// There is no such sandbox.
     pub fn unknown(id: &SandboxId) -> Self {
         Self { code: Code::NotFound, message: format!("there is no sandbox {id}; `wrenn sandbox ls` lists them") }
@@ -550,6 +622,9 @@ pub trait HostAgent: Send + Sync {
 
     /// One sandbox.
     async fn get(&self, id: &SandboxId) -> Result<View, AgentError>;
+
+    /// What happens to sandboxes from now on, after all that are there: in order for each, and nothing is left out.
+    async fn watch(&self) -> Result<Changes, AgentError>;
 
     /// Puts a running sandbox to rest.
     async fn pause(&self, id: &SandboxId, options: PauseOptions) -> Result<Changed, AgentError>;

@@ -24,8 +24,8 @@ use crate::sandbox::Timing;
 use crate::snapshot::check_name;
 
 pub(super) use sandbox::{
-    changed, checked_create, checked_resume, checked_timeout, create_request, resume_request, sandbox_id,
-    timeout_request, view,
+    change, change_event, changed, checked_create, checked_resume, checked_timeout, create_request, resume_request,
+    sandbox_id, timeout_request, view,
 };
 pub(super) use snapshot::{
     Forks, checked_fork, checked_rollback, checked_snapshot, fork_events, fork_request, rollback_request,
