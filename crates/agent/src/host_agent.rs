@@ -474,6 +474,31 @@ impl fmt::Debug for Bond {
     }
 }
 
+/// A host, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostView {
+    /// The tag of the instance, by which its objects on the host are known.
+    pub host: String,
+    /// The agent's version.
+    pub version: String,
+    /// CPUs that the agent may use.
+    pub cpus: u32,
+    /// Memory that all VMs that run may have together.
+    pub memory: Mib,
+    /// What of it those that run, or wait for somebody who wants them, may come to take.
+    pub memory_taken: Mib,
+    /// What can still be written where the instance's files are, in bytes.
+    pub disk_free_bytes: u64,
+    /// What that file system holds in all, in bytes.
+    pub disk_total_bytes: u64,
+    /// What runs new sandboxes.
+    pub vmm: Description,
+    /// What their disks are made of.
+    pub storage: Backend,
+    /// Objects of nobody that sweeps have removed since the agent began.
+    pub swept: u64,
+}
+
 /// What a sandbox takes of its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stat {
@@ -667,6 +692,9 @@ pub trait HostAgent: Send + Sync {
 
     /// A new template from a snapshot: its disk as one image, and its memory, so that sandboxes start warm.
     async fn template_from_snapshot(&self, snapshot: &str, name: &str) -> Result<TemplateView, AgentError>;
+
+    /// The host, and what is taken of it.
+    async fn host(&self) -> Result<HostView, AgentError>;
 
     /// What a sandbox takes.
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError>;

@@ -20,6 +20,7 @@ mod templates;
 mod tunnel;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ use tokio::task::JoinSet;
 use wrenn_engine::image::{ImageError, TemplateError};
 use wrenn_engine::names::SandboxId;
 use wrenn_engine::network::Connector;
-use wrenn_engine::storage::StorageError;
+use wrenn_engine::storage::{StorageError, space};
 use wrenn_engine::units::Mib;
 
 use self::actor::{Actor, Body, Mailbox, Request};
@@ -39,7 +40,7 @@ use crate::changes::Announcer;
 use crate::host::Host;
 use crate::host_agent::{
     AgentError, Bond, Change, Changed, Changes, Code, CreateRequest, Created, Departure, Ended, ForkRequest, Forked,
-    Fresh, HostAgent, PauseOptions, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source, Stat,
+    Fresh, HostAgent, HostView, PauseOptions, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source, Stat,
     TemplateView, Timeout, Tunnel, View, Warmed,
 };
 use crate::instance::{InstanceError, io_error};
@@ -110,6 +111,8 @@ struct Shared {
     reserve: Option<Reserve>,
     /// Held while a snapshot gets its name.
     naming: Mutex<()>,
+    /// Objects of nobody that were removed.
+    swept: AtomicU64,
     /// Held for as long as this agent lives.
     _lock: Lock,
 }
@@ -149,13 +152,13 @@ impl Manager {
             seats,
             reserve,
             naming: Mutex::default(),
+            swept: AtomicU64::new(0),
             _lock: lock,
         };
         let manager = Self { shared: Arc::new(shared) };
         manager.adopt_all().await?;
-        reconcile::sweep(&host).await?;
-        host.snapshots.sweep();
-        host.warm.sweep();
+        let swept = reconcile::sweep(&host).await?.count() + host.snapshots.sweep() + host.warm.sweep();
+        manager.shared.swept.fetch_add(swept as u64, Ordering::Relaxed);
         Ok(manager)
     }
 
@@ -331,6 +334,25 @@ impl Shared {
         views
     }
 
+    /// Asks the file system.
+    fn host_view(&self) -> Result<HostView, AgentError> {
+        let (host, dir) = (&self.host, self.host.instance.dir());
+        let disk = space::capacity(dir).map_err(io_error("ask the free space of", dir));
+        let disk = disk.map_err(|error| AgentError::of(Code::Failed, &error))?;
+        Ok(HostView {
+            host: host.instance.tag().to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32),
+            memory: self.seats.most(),
+            memory_taken: self.seats.taken(),
+            disk_free_bytes: disk.available_bytes,
+            disk_total_bytes: disk.total_bytes,
+            vmm: host.vmm.describe().clone(),
+            storage: host.storage.backend(),
+            swept: self.swept.load(Ordering::Relaxed),
+        })
+    }
+
     /// The map; a panic elsewhere leaves it usable, each change is one call.
     fn sandboxes(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Handle>> {
         self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
@@ -472,6 +494,11 @@ impl HostAgent for Manager {
 
     async fn template_from_snapshot(&self, snapshot: &str, name: &str) -> Result<TemplateView, AgentError> {
         self.flatten(snapshot, name).await
+    }
+
+    async fn host(&self) -> Result<HostView, AgentError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || shared.host_view()).await
     }
 
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError> {

@@ -15,8 +15,8 @@ use wrenn_engine::vmm::{Accel, Description, DriverKind};
 use crate::changes::Announcer;
 use crate::host_agent::{
     AgentError, Bond, Change, Changed, Changes, Code, CreateRequest, Created, Departure, Ended, ForkRequest, Forked,
-    Fresh, HostAgent, PauseOptions, Phase, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source, Start,
-    Stat, TemplateView, Timeout, Tunnel, View, WarmView, Warmed,
+    Fresh, HostAgent, HostView, PauseOptions, Phase, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source,
+    Start, Stat, TemplateView, Timeout, Tunnel, View, WarmView, Warmed,
 };
 use crate::policy::{self, Verb};
 use crate::sandbox::{Shape, Timing};
@@ -298,6 +298,22 @@ pub fn template_view(name: &str, of: &SnapshotView) -> TemplateView {
     }
 }
 
+/// The host, of which so much memory is taken.
+pub fn host_view(memory_taken: Mib) -> HostView {
+    HostView {
+        host: "fake".to_owned(),
+        version: "0.0.0-fake".to_owned(),
+        cpus: 8,
+        memory: Mib(64 * 1024),
+        memory_taken,
+        disk_free_bytes: 300 << 30,
+        disk_total_bytes: 1 << 40,
+        vmm: vmm(),
+        storage: Backend::Qcow2,
+        swept: 3,
+    }
+}
+
 /// A warm image.
 pub fn warm_view(vcpus: u32, memory: Mib, disk: Mib) -> WarmView {
     let key = format!("{vcpus}-{memory}-{disk}");
@@ -438,6 +454,13 @@ impl HostAgent for Fake {
         let view = template_view(name, &self.found(snapshot)?);
         self.lock_templates().insert(name.to_owned(), view.clone());
         Ok(view)
+    }
+
+    async fn host(&self) -> Result<HostView, AgentError> {
+        self.failure()?;
+        let takes = |view: &View| matches!(view.phase, Phase::Running | Phase::Capturing).then_some(view.memory.0);
+        let taken = self.inner.sandboxes().values().filter_map(takes).fold(0, u32::saturating_add);
+        Ok(host_view(Mib(taken)))
     }
 
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError> {

@@ -16,14 +16,14 @@ use wrenn_proto::hostagent::__buffa::view::{CreateResponseView, WatchResponseVie
 use wrenn_proto::hostagent::{HasMessageView, MessageView};
 
 use super::wire::{
-    Forks, agent_error, change, changed, create_request, fork_request, resume_request, rollback_request,
+    Forks, agent_error, change, changed, create_request, fork_request, host_view, resume_request, rollback_request,
     snapshot_request, snapshot_view, snapshotted, template_view, timeout_request, view, warm_request, warmed,
 };
 use super::{limits, tunnel};
 use crate::host_agent::{
     AgentError, Bond, Change, Changed, Changes, Code, CreateRequest, Created, ForkRequest, Forked, Fresh, HostAgent,
-    PauseOptions, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Stat, TemplateView, Timeout, Tunnel, View,
-    Warmed,
+    HostView, PauseOptions, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Stat, TemplateView, Timeout,
+    Tunnel, View, Warmed,
 };
 
 type Body = <SharedHttp2Connection as ClientTransport>::ResponseBody;
@@ -271,6 +271,10 @@ impl HostAgent for Remote {
         let request = wire::TemplateFromSnapshotRequest { snapshot: snapshot.to_owned(), name: name.to_owned() };
         let mut stream = self.client.template_from_snapshot(request).await.map_err(agent_error)?;
         template_view(Some(answer("template from snapshot", &mut stream, new_template).await?))
+    }
+
+    async fn host(&self) -> Result<HostView, AgentError> {
+        host_view(self.client.host(wire::HostRequest {}).await.map_err(agent_error)?.into_owned())
     }
 
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError> {

@@ -140,6 +140,15 @@ impl wire::HostAgent for Service {
         Response::ok(wire::RepairResponse { changed: wire::Changed::from(changed).into() })
     }
 
+    async fn host<'a>(
+        &'a self,
+        _: RequestContext,
+        _: ServiceRequest<'_, wire::HostRequest>,
+    ) -> ServiceResult<impl Encodable<wire::HostResponse> + Send + use<'a>> {
+        let view = self.begin(|agent| async move { agent.host().await }).answer().await?;
+        Response::ok(wire::HostResponse::from(view))
+    }
+
     async fn stat<'a>(
         &'a self,
         _: RequestContext,

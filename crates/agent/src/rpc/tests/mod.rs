@@ -128,6 +128,7 @@ async fn every_call_reaches_the_agent() {
     let remote = &world.remote;
     assert_eq!(remote.list().await.unwrap(), [one.clone(), two.clone()]);
     assert_eq!(remote.get(&two.id).await.unwrap(), two);
+    assert_eq!(remote.host().await.unwrap(), fake::host_view(Mib(512)));
     assert_eq!(remote.stat(&one.id).await.unwrap().memory_bytes, Some(1 << 40));
     assert_eq!(remote.stat(&one.id).await.unwrap().cpu_ms, None);
     assert_eq!(remote.console(&one.id, 7).await.unwrap(), b"login: ");
