@@ -110,8 +110,10 @@ impl Head {
         add_hop_by_hop(&mut headers, protocol, upgrade.as_ref(), trailers);
         let method = asked.method.clone();
         let uri = uri(asked, target, protocol);
-        if protocol == Protocol::Http1 {
-            headers.insert(header::HOST, host(target));
+        match protocol {
+            Protocol::Http1 => drop(headers.insert(header::HOST, host(target))),
+            // It is in the address.
+            Protocol::Http2 => drop(headers.remove(header::HOST)),
         }
         let head = Self { protocol, upgrade: upgrade.is_some(), expects_continue, method, uri, headers };
         head.has_access_token(target).map(|()| head)

@@ -191,22 +191,27 @@ impl Failed {
     fn refused(&self, target: &Target, protocol: Protocol) -> Refused {
         let Target { id, port } = target;
         match self {
-            Self::Slow => Refused::gateway_timeout(format!(
-                "port {port} of sandbox {id} did not begin an answer within {} s",
-                limits::ANSWER_HEAD_LIMIT.as_secs()
-            ))
-            .with_remedy("answer long work at once, and let the client ask for its result"),
+            Self::Slow => {
+                let limit_s = limits::ANSWER_HEAD_LIMIT.as_secs();
+                let message = format!("port {port} of sandbox {id} did not begin an answer within {limit_s} s");
+                let remedy = "answer long work at once, and let the client ask for its result";
+                Refused::gateway_timeout(message).with_remedy(remedy)
+            }
             Self::Broken(error) if error.is_client() => {
                 Refused::new(Code::Invalid, format!("the request's body broke off: {}", error.words()))
             }
-            Self::Broken(error) => Refused::bad_gateway(format!(
-                "port {port} of sandbox {id} took the connection and gave no answer: {}",
-                error.words()
-            ))
-            .with_remedy(match protocol {
-                Protocol::Http1 => "see that what listens there speaks HTTP/1.1 and is still up; its output says more",
-                Protocol::Http2 => "see that what listens there speaks HTTP/2 without TLS, as gRPC does, and is still up; its output says more",
-            }),
+            Self::Broken(error) => {
+                let words = error.words();
+                let message = format!("port {port} of sandbox {id} took the connection and gave no answer: {words}");
+                Refused::bad_gateway(message).with_remedy(no_answer_remedy(protocol))
+            }
         }
+    }
+}
+
+const fn no_answer_remedy(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Http1 => "see that what listens there speaks HTTP/1.1 and is still up; its output says more",
+        Protocol::Http2 => "see that what listens there speaks HTTP/2 without TLS (as gRPC does) and is still up",
     }
 }

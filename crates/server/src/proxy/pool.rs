@@ -1,5 +1,5 @@
-//! Connections that wait for their next request. A dead one is found out when it is taken; one that nobody takes is closed when its
-//! time is over.
+//! Connections that wait for their next request. A dead one is found out when it is taken; one that nobody takes is closed when
+//! its time is over.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

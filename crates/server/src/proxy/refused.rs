@@ -52,8 +52,7 @@ impl Refused {
         let Target { id, port } = target;
         let message = format!("cannot reach port {port} of sandbox {id}: {error}");
         match error.code {
-            host_agent::Code::Failed => Self::bad_gateway(format!("nothing answers on port {port} of sandbox {id}: {error}"))
-                .with_remedy(format!("start a program in the sandbox that listens on port {port} of all its addresses (0.0.0.0), or ask again when it is up")),
+            host_agent::Code::Failed => Self::nothing_answers(target, error),
             host_agent::Code::NotFound => Self::new(Code::NotFound, message),
             host_agent::Code::Destroyed => Self::new(Code::Destroyed, message),
             host_agent::Code::Denied => {
@@ -64,6 +63,13 @@ impl Refused {
             host_agent::Code::Exhausted => Self::full(message),
             host_agent::Code::Unavailable => Self::new(Code::Unavailable, message),
         }
+    }
+
+    fn nothing_answers(Target { id, port }: &Target, error: &AgentError) -> Self {
+        Self::bad_gateway(format!("nothing answers on port {port} of sandbox {id}: {error}")).with_remedy(format!(
+            "start a program in the sandbox that listens on port {port} of all its addresses (0.0.0.0), or ask again when \
+             it is up"
+        ))
     }
 
     /// The guest failed as a server.

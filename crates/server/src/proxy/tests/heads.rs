@@ -1,5 +1,7 @@
 //! What a guest sees of a request, and a client of an answer.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::proxy::head::{Arrival, Head, Protocol};
 
@@ -205,3 +207,47 @@ fn grpc_is_spoken_over_http2_and_what_is_like_it_is_not() {
         assert_eq!(protocol(version, &headers), wanted, "{version:?} {headers:?}");
     }
 }
+
+proptest! {
+    #[test]
+    fn any_head_is_passed_on_or_refused_and_never_with_our_secrets(
+        headers in proptest::collection::vec((0..NAMES.len(), "(wrn_key|Bearer wrn_key|trailers|upgrade|te|h2c|[ -~\\u{80}-\\u{ff}]*|,| ){0,4}"), 0..12),
+        http2 in any::<bool>(),
+        port in 1..=u16::MAX,
+    ) {
+        let mut request = get("/a?b");
+        for (name, value) in headers {
+            let Ok(value) = http::HeaderValue::from_bytes(value.as_bytes()) else { continue };
+            request.headers_mut().append(NAMES[name], value);
+        }
+        *request.version_mut() = if http2 { http::Version::HTTP_2 } else { http::Version::HTTP_11 };
+        let target = Target { id: "sb0123456789abcdefgh".parse().unwrap(), port };
+        let Ok(head) = Head::to_guest(&request.into_parts().0, &target) else { return Ok(()) };
+        let sent = head.request(());
+        for gone in ["x-api-key", "x-wrenn-traffic-token", "e2b-traffic-access-token", "transfer-encoding", "keep-alive"] {
+            prop_assert!(!sent.headers().contains_key(gone));
+        }
+        for kept in sent.headers().get_all("authorization") {
+            prop_assert!(!kept.as_bytes().to_ascii_lowercase().starts_with(b"bearer wrn_"));
+        }
+        prop_assert_eq!(sent.headers().get_all("host").iter().count(), usize::from(head.protocol == Protocol::Http1));
+        prop_assert!(head.upgrade == sent.headers().contains_key("upgrade"));
+    }
+}
+
+const NAMES: [&str; 14] = [
+    "x-api-key",
+    "x-wrenn-traffic-token",
+    "e2b-traffic-access-token",
+    "authorization",
+    "sec-websocket-protocol",
+    "connection",
+    "upgrade",
+    "te",
+    "transfer-encoding",
+    "keep-alive",
+    "cookie",
+    "x-forwarded-for",
+    "host",
+    "content-type",
+];

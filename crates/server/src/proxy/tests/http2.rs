@@ -9,6 +9,7 @@ fn grpc() -> World {
     World::raw(|stream| async move {
         let service = service_fn(|request: Request<Incoming>| async {
             assert_eq!(request.headers()["te"], "trailers");
+            assert!(!request.headers().contains_key("host") && !request.headers().contains_key("connection"));
             assert_eq!(request.uri().to_string(), "http://localhost:8080/a.B/C");
             let told = request.into_body();
             let mut trailers = HeaderMap::new();
@@ -61,6 +62,17 @@ async fn grpc_passes_with_its_trailers() {
         settle().await;
     }
     assert_eq!(world.dialled(), 1);
+}
+
+#[tokio::test]
+async fn grpc_is_spoken_to_the_guest_however_it_came() {
+    let mut request = call(Body::from("a message"));
+    *request.version_mut() = http::Version::HTTP_11;
+    request.headers_mut().insert("host", "8080-x.example.org".parse().unwrap());
+    request.headers_mut().insert("connection", "keep-alive, TE".parse().unwrap());
+    let answer = grpc().forward(request).await;
+    assert_eq!(answer.text(), "a message");
+    assert_eq!(answer.trailers.unwrap()["grpc-status"], "0");
 }
 
 #[tokio::test]
