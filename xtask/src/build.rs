@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::cargo;
 use crate::ui::Step;
+use crate::web;
 
 /// The target of everything static; no musl, the gnu target links statically with `crt-static`.
 pub const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -30,6 +31,7 @@ pub enum Profile {
 pub fn run(profile: Profile) -> Result<PathBuf> {
     ensure!(cfg!(all(target_arch = "x86_64", target_os = "linux")), "Wrenn runs on x86_64 Linux only, so far");
     static_programs()?;
+    web::build()?;
     host_binary(profile)
 }
 

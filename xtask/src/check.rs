@@ -44,6 +44,7 @@ pub fn run() -> Result<()> {
         ("rules of the tree", rules as fn() -> Result<()>),
         ("formatting", formatting),
         ("lints (clippy, warnings denied)", lints),
+        ("the pages (types, unit tests)", crate::web::check),
         ("documentation (rustdoc, warnings denied)", documentation),
     ];
     let mut failed = Vec::new();

@@ -18,6 +18,7 @@ mod setup;
 mod test;
 mod testbed;
 mod ui;
+mod web;
 
 /// Automation of the Wrenn project.
 #[derive(Debug, Parser)]

@@ -16,6 +16,7 @@
 //!
 //! [`Guest`] stands in for a virtual machine: a namespace whose only link is joined to a sandbox's TAP, frame by frame.
 
+pub mod api;
 pub mod client;
 mod frames;
 mod guest;

@@ -6,15 +6,17 @@
 //!                                                                                                 ▼ VMs left, paused, destroyed
 //! ```
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use wrenn_agent::manager::{Manager, Shutdown, Sizes};
 use wrenn_agent::rpc;
+use wrenn_engine::names::InstanceTag;
 use wrenn_engine::network::Pool;
 use wrenn_engine::probe::Wishes;
 use wrenn_engine::units::Mib;
@@ -40,31 +42,57 @@ pub fn run(dir: &Path, programs: &Programs, args: AgentArgs) -> Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(dir: &Path, programs: &Programs, mut args: AgentArgs) -> Result<()> {
+async fn serve(dir: &Path, programs: &Programs, args: AgentArgs) -> Result<()> {
     let mut signals = Signals::new()?;
-    let wishes = Wishes { despite_shortage: true, ..args.drivers.wishes() };
-    let mut host = host::open(dir, programs, &wishes).await?;
-    host.faults = args.fault.take().unwrap_or_default();
-    host.pool = args.pool.filter(|size| *size > 0).map(|size| Pool::new(host.network.clone(), size.into()));
-    let socket = host.instance.agent_socket();
-    let sizes = Sizes { memory: args.memory.map(Mib), standby: args.standby.into() };
-    let manager = Manager::start(Arc::new(host), sizes).await?;
-    let listener = rpc::listen(&socket).await?;
-    let (end, ended) = oneshot::channel::<()>();
-    // A sender that is gone is an end as well.
-    let serving = tokio::spawn(rpc::serve(Arc::new(manager.clone()), listener, async { drop(ended.await) }));
-    eprintln!("wrenn: the agent of {} listens on {}", dir.display(), socket.display());
+    let agent = Agent::start(dir, programs, args).await?;
+    eprintln!("wrenn: the agent of {} listens on {}", dir.display(), agent.socket.display());
     let signal = signals.next().await;
     tracing::info!(signal, "the agent ends");
-    drop(end);
-    // First of all nobody gets in any more; calls under way end because the manager does.
-    let stopped = manager.shutdown(at_end(&args)).await;
-    serving.await.context("the agent's server made a mistake")?;
-    Ok(stopped?)
+    agent.finish().await
+}
+
+/// An agent that serves its socket.
+pub struct Agent {
+    /// It.
+    pub manager: Manager,
+    /// Of its instance.
+    pub tag: InstanceTag,
+    /// Where it listens.
+    pub socket: PathBuf,
+    at_end: Shutdown,
+    end: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+}
+
+impl Agent {
+    /// Takes over what is there, and listens.
+    pub async fn start(dir: &Path, programs: &Programs, mut args: AgentArgs) -> Result<Self> {
+        let wishes = Wishes { despite_shortage: true, ..args.drivers.wishes() };
+        let mut host = host::open(dir, programs, &wishes).await?;
+        host.faults = args.fault.take().unwrap_or_default();
+        host.pool = args.pool.filter(|size| *size > 0).map(|size| Pool::new(host.network.clone(), size.into()));
+        let (tag, socket) = (host.instance.tag(), host.instance.agent_socket());
+        let sizes = Sizes { memory: args.memory.map(Mib), standby: args.standby.into() };
+        let manager = Manager::start(Arc::new(host), sizes).await?;
+        let listener = rpc::listen(&socket).await?;
+        let (end, ended) = oneshot::channel::<()>();
+        // A sender that is gone is an end as well.
+        let serving = tokio::spawn(rpc::serve(Arc::new(manager.clone()), listener, async { drop(ended.await) }));
+        Ok(Self { manager, tag, socket, at_end: at_end(&args), end, serving })
+    }
+
+    /// Ends it.
+    pub async fn finish(self) -> Result<()> {
+        drop(self.end);
+        // First of all nobody gets in any more; calls under way end because the manager does.
+        let stopped = self.manager.shutdown(self.at_end).await;
+        self.serving.await.context("the agent's server made a mistake")?;
+        Ok(stopped?)
+    }
 }
 
 /// Each tunnel takes two descriptors, and each sandbox some; the usual soft limit of 1024 is for programs that use select().
-fn raise_descriptor_limit() {
+pub fn raise_descriptor_limit() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         tracing::warn!(%error, "cannot raise the limit of open files");

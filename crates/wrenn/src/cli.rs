@@ -1,6 +1,7 @@
 //! The command line, as data.
 
 mod sandbox;
+mod serve;
 mod shared;
 mod snapshot;
 mod template;
@@ -13,6 +14,7 @@ use wrenn_engine::storage::Backend;
 use wrenn_engine::vmm::{Accel, DriverKind};
 
 pub use sandbox::{AgentArgs, AttachArgs, CreateArgs, ExecArgs, RepairArgs, SandboxVerb, ShellArgs};
+pub use serve::{DbVerb, ServeArgs, ServerArgs, WorkerArgs};
 pub use shared::{CommandArgs, WantedArgs};
 pub use snapshot::{ForkArgs, ForkcheckArgs, RollbackArgs, SnapshotVerb};
 pub use template::{TemplateVerb, WarmArgs};
@@ -53,6 +55,14 @@ pub enum Verb {
     Run(RunArgs),
     /// Be the agent of this host: make sandboxes that stay, and look after them until SIGTERM or Ctrl-C.
     Agent(AgentArgs),
+    /// Be the agent of this host and a server beside it: REST API, pages, ports of sandboxes; until SIGTERM or Ctrl-C.
+    Serve(Box<ServeArgs>),
+    /// The server's own process, which `serve` starts.
+    #[command(hide = true)]
+    Server(WorkerArgs),
+    /// Look after the server's database.
+    #[command(subcommand)]
+    Db(DbVerb),
     /// Make and use sandboxes that stay; an agent looks after them.
     #[command(subcommand)]
     Sandbox(SandboxVerb),

@@ -11,6 +11,7 @@ mod forkcheck;
 mod host;
 mod run;
 mod sandbox;
+mod serve;
 mod snapshot;
 mod template;
 mod words;
@@ -21,7 +22,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use wrenn_engine::probe::Depth;
 
-use cli::{Cli, Verb};
+use cli::{Cli, DbVerb, Verb};
 
 /// The exit code when Wrenn itself failed, as `docker run` and `env` use it: a command's own codes stay apart.
 pub const EXIT_FAILED: u8 = 125;
@@ -32,6 +33,9 @@ fn main() -> ExitCode {
     let outcome = match cli.verb {
         Verb::Run(args) => run::run(&cli.dir, &cli.programs, args),
         Verb::Agent(args) => agent_cmd::run(&cli.dir, &cli.programs, args),
+        Verb::Serve(args) => serve::run(&cli.dir, &cli.programs, *args),
+        Verb::Server(args) => serve::run_worker(&cli.dir, args),
+        Verb::Db(DbVerb::Backup { file, database }) => serve::backup(&cli.dir, &file, database.as_deref()),
         Verb::Sandbox(verb) => sandbox::run(&cli.dir, verb),
         Verb::Shell(args) => sandbox::shell(&cli.dir, args),
         Verb::Repair(args) => sandbox::repair(&cli.dir, args),

@@ -107,6 +107,40 @@ pub const NEEDS: &[Need] = &[
         evidence: Evidence::Program("protoc"),
         scope: Scope::Use,
     },
+    Need {
+        package: "nodejs",
+        why: "builds the server's pages",
+        evidence: Evidence::Program("node"),
+        scope: Scope::Use,
+    },
+    Need {
+        package: "npm",
+        why: "fetches what they are built with",
+        evidence: Evidence::Program("npm"),
+        scope: Scope::Use,
+    },
+    Need {
+        package: "chromium",
+        why: "tests click through the test page",
+        evidence: Evidence::SystemProgram("chromium"),
+        scope: Scope::Develop,
+    },
+    Need {
+        package: "chromium-driver",
+        why: "tests tell the browser what to do",
+        evidence: Evidence::SystemProgram("chromedriver"),
+        scope: Scope::Develop,
+    },
+    Need {
+        package: "postgresql",
+        why: "tests run the database's suite on PostgreSQL too",
+        evidence: Evidence::AnyFile(&[
+            "/usr/lib/postgresql/15/bin/postgres",
+            "/usr/lib/postgresql/16/bin/postgres",
+            "/usr/lib/postgresql/17/bin/postgres",
+        ]),
+        scope: Scope::Develop,
+    },
     Need { package: "gcc", why: "links programs", evidence: Evidence::Program("cc"), scope: Scope::Use },
     Need {
         package: "libc6-dev",

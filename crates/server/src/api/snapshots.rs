@@ -1,0 +1,146 @@
+//! Snapshots. A tenant sees its own alone, by name too.
+
+use std::sync::Arc;
+
+use axum::Json as Answer;
+use axum::extract::State;
+use http::StatusCode;
+use serde::Deserialize;
+use utoipa::IntoParams;
+use wrenn_agent::host_agent::{self, SnapshotView};
+use wrenn_client::types::{NewSnapshot, Page, Refusal, Snapshot, SnapshotRequest};
+
+use super::page::{Paging, page_of, place_in_time};
+use super::sandboxes::seen_through;
+use crate::app::App;
+use crate::attributes::Attributes;
+use crate::auth::Caller;
+use crate::convert;
+use crate::error::ApiError;
+use crate::extract::{Json, Query, Segment, Writer, sandbox_id};
+
+/// Keeps what a sandbox is now; it goes on.
+#[utoipa::path(
+    post,
+    path = "/v1/snapshots",
+    tag = "snapshots",
+    request_body = SnapshotRequest,
+    responses(
+        (status = 201, description = "It is kept", body = NewSnapshot),
+        (status = "default", description = "Refused", body = Refusal),
+    )
+)]
+pub async fn create(
+    State(app): State<Arc<App>>,
+    Writer(caller): Writer,
+    Json(request): Json<SnapshotRequest>,
+) -> Result<(StatusCode, Answer<NewSnapshot>), ApiError> {
+    let id = sandbox_id(&request.sandbox)?;
+    app.sandbox(&caller, &id).await?;
+    let attributes = Attributes {
+        tenant: Some(caller.key.tenant.clone()),
+        key: Some(caller.key.id.clone()),
+        ..Attributes::default()
+    };
+    let wanted = host_agent::SnapshotRequest { name: request.name, attributes: attributes.write() };
+    let kept = seen_through(&app, move |agent| async move { agent.snapshot(&id, wanted).await }).await?;
+    app.metrics.lifecycle("snapshot", &kept.timings);
+    let snapshot = convert::snapshot(&kept.view, &app.world.host());
+    Ok((StatusCode::CREATED, Answer(NewSnapshot { snapshot, timings: convert::timings(&kept.timings) })))
+}
+
+/// Which snapshots.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Filter {
+    /// Only those of this sandbox.
+    #[param(pattern = "^sb[a-z0-9]{18}$")]
+    sandbox: Option<String>,
+    /// At most so many; 100 if nothing is said.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// `next_cursor` of the page before.
+    #[param(max_length = 256)]
+    cursor: Option<String>,
+}
+
+/// Lists snapshots, the oldest first.
+#[utoipa::path(
+    get,
+    path = "/v1/snapshots",
+    tag = "snapshots",
+    params(Filter),
+    responses(
+        (status = 200, description = "A page of them", body = Page<Snapshot>),
+        (status = "default", description = "Refused", body = Refusal),
+    )
+)]
+pub async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Query(filter): Query<Filter>,
+) -> Result<Answer<Page<Snapshot>>, ApiError> {
+    let cut = Paging { limit: filter.limit, cursor: filter.cursor }.cut()?;
+    let only = filter.sandbox.as_deref().map(sandbox_id).transpose()?;
+    let mut views = visible(&app, &caller).await?;
+    views.retain(|view| only.as_ref().is_none_or(|only| view.sandbox == *only));
+    let page = page_of(views, &cut, |view| place_in_time(view.created_unix_ms, view.id.as_str()));
+    let host = app.world.host();
+    let items = page.items.iter().map(|view| convert::snapshot(view, &host)).collect();
+    Ok(Answer(Page { items, next_cursor: page.next_cursor }))
+}
+
+async fn visible(app: &App, caller: &Caller) -> Result<Vec<SnapshotView>, ApiError> {
+    let mut views = app.agent.snapshots().await?;
+    views.retain(|view| caller.sees(Attributes::read(&view.attributes).owner()));
+    Ok(views)
+}
+
+/// The snapshot of this name or id, if the caller may see it.
+pub async fn find(app: &App, caller: &Caller, name: &str) -> Result<SnapshotView, ApiError> {
+    let is_it = |view: &SnapshotView| view.id.as_str() == name || view.name.as_deref() == Some(name);
+    let found = visible(app, caller).await?.into_iter().find(is_it);
+    found.ok_or_else(|| ApiError::not_found("snapshot", name, "/v1/snapshots"))
+}
+
+/// Shows a snapshot.
+#[utoipa::path(
+    get,
+    path = "/v1/snapshots/{snapshot}",
+    tag = "snapshots",
+    params(("snapshot" = String, Path, description = "Its name or id")),
+    responses(
+        (status = 200, description = "It", body = Snapshot),
+        (status = "default", description = "Refused", body = Refusal),
+    )
+)]
+pub async fn get(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Segment(name): Segment,
+) -> Result<Answer<Snapshot>, ApiError> {
+    let view = find(&app, &caller, &name).await?;
+    Ok(Answer(convert::snapshot(&view, &app.world.host())))
+}
+
+/// Removes a snapshot. What others need of it stays with them.
+#[utoipa::path(
+    delete,
+    path = "/v1/snapshots/{snapshot}",
+    tag = "snapshots",
+    params(("snapshot" = String, Path, description = "Its name or id")),
+    responses(
+        (status = 200, description = "As it was", body = Snapshot),
+        (status = "default", description = "Refused", body = Refusal),
+    )
+)]
+pub async fn remove(
+    State(app): State<Arc<App>>,
+    Writer(caller): Writer,
+    Segment(name): Segment,
+) -> Result<Answer<Snapshot>, ApiError> {
+    let id = find(&app, &caller, &name).await?.id.to_string();
+    let view = seen_through(&app, move |agent| async move { agent.remove_snapshot(&id).await }).await?;
+    Ok(Answer(convert::snapshot(&view, &app.world.host())))
+}

@@ -1,0 +1,70 @@
+//! The command line of `wrenn serve`, `wrenn db …`, and of the server's own process, as data.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::AgentArgs;
+
+/// How the service is.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Where it listens.
+    #[arg(long, env = "WRENN_LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// How the server is.
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// How the agent is.
+    #[command(flatten)]
+    pub agent: AgentArgs,
+}
+
+/// How the server is.
+#[derive(Clone, Debug, Args)]
+pub struct ServerArgs {
+    /// The database: postgres://USER:PASSWORD@HOST/NAME; by default SQLite in WRENN_DIR. It is shown in lists of processes:
+    /// prefer the environment.
+    #[arg(long, env = "WRENN_DATABASE", value_name = "URL", hide_env_values = true)]
+    pub database: Option<String>,
+    /// A domain whose hosts PORT-ID.DOMAIN are ports of sandboxes; may be repeated.
+    #[arg(long, env = "WRENN_DOMAIN", value_name = "DOMAIN", value_delimiter = ',', default_value = "localhost")]
+    pub domain: Vec<String>,
+    /// Requests per second of one key.
+    #[arg(long, value_name = "N", default_value_t = wrenn_server::limits::RATE_DEFAULT)]
+    pub rate: u32,
+}
+
+/// What can be done with the database.
+#[derive(Debug, Subcommand)]
+pub enum DbVerb {
+    /// Write a copy of the database, also while a server uses it.
+    Backup {
+        /// Where to; nothing may be there.
+        file: PathBuf,
+        /// The database, as `wrenn serve` takes it.
+        #[arg(long, env = "WRENN_DATABASE", value_name = "URL", hide_env_values = true)]
+        database: Option<String>,
+    },
+}
+
+/// What the server's own process does.
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// The process that it belongs to.
+    #[arg(long)]
+    pub parent: u32,
+    /// Its user.
+    #[arg(long)]
+    pub uid: u32,
+    /// Where clients see it.
+    #[arg(long)]
+    pub listen: SocketAddr,
+    /// How it is.
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Write a copy of the database under this name in its folder, and end.
+    #[arg(long)]
+    pub backup: Option<String>,
+}
