@@ -52,10 +52,26 @@ impl Answer {
 impl Api {
     /// The API at `base`, whose document is asked for.
     pub async fn open(base: &str, key: Option<&str>) -> Self {
+        // Whoever was first has done it; only tests over TLS need it at all.
+        drop(rustls::crypto::ring::default_provider().install_default());
         let http = Client::builder().timeout(ANSWER_LIMIT).build().unwrap();
         let document = http.get(format!("{base}/openapi.json")).send().await.unwrap().json().await.unwrap();
         let document = std::sync::Arc::new(Document(document));
         Self { base: base.to_owned(), key: key.map(str::to_owned), http, document }
+    }
+
+    /// Waits until the server has all that it needs.
+    pub async fn until_ready(&self) {
+        let begun = std::time::Instant::now();
+        loop {
+            // A server that is being started anew refuses connections for a moment, or breaks them.
+            let health = self.http.get(format!("{}/healthz", self.base)).send().await;
+            if health.is_ok_and(|answer| answer.status().is_success()) {
+                return;
+            }
+            assert!(begun.elapsed() < ANSWER_LIMIT, "the server does not become ready");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// The same with another key.

@@ -19,6 +19,7 @@ mod instances;
 mod internet;
 mod life;
 mod run;
+mod service;
 mod small_disk;
 mod warmth;
 mod world;

@@ -1,0 +1,8 @@
+//! `wrenn serve` as its users see it: REST, streams, ports, pages, keys, and what faults leave of it.
+//!
+//! Answers are held against the server's own OpenAPI document ([`wrenn_testworld::api`]).
+
+mod keys;
+mod life;
+mod server;
+mod streams;

@@ -1,0 +1,135 @@
+//! `wrenn serve` as a process of a test.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::Instant;
+
+use wrenn_testworld::api::Api;
+
+use crate::world::{LIMIT, World, finish, signal, text};
+
+/// What the server says when requests get in.
+const SERVING: &str = "wrenn: serving on ";
+/// What it says before the first key.
+const FIRST_KEY: &str = "wrenn: the first key, told this once: ";
+
+/// An instance with a service from begin to end; a [`World`] in all else.
+pub struct Service {
+    world: World,
+    child: Option<Child>,
+    listen: String,
+    /// Its first key.
+    pub key: String,
+}
+
+impl Service {
+    /// An empty instance that is served.
+    pub fn begin() -> Self {
+        Self::of(World::new(), &[])
+    }
+
+    /// An empty instance that is served with these arguments.
+    pub fn begin_with(args: &[&str]) -> Self {
+        Self::of(World::new(), args)
+    }
+
+    fn of(world: World, args: &[&str]) -> Self {
+        let mut service = Self { world, child: None, listen: "127.0.0.1:0".to_owned(), key: String::new() };
+        service.start(args);
+        service.key = service.said(FIRST_KEY).expect("an empty database gets a first key");
+        service
+    }
+
+    /// Starts it; answers when requests get in. It listens where it did the last time.
+    pub fn start(&mut self, args: &[&str]) {
+        let log = File::options().create(true).append(true).open(self.log()).unwrap();
+        let already = self.words().matches(SERVING).count();
+        let mut command = self.world.wrenn(&["-v", "serve", "--listen", &self.listen]);
+        let mut child = command.args(args).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let begun = Instant::now();
+        while self.words().matches(SERVING).count() == already {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none() && begun.elapsed() < LIMIT, "the service does not come up: {ended:?}\n{}", self.words());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        self.child = Some(child);
+        self.listen = self.url().trim_start_matches("http://").to_owned();
+    }
+
+    fn log(&self) -> PathBuf {
+        self.world.beside().join("service.log")
+    }
+
+    /// All that it has said.
+    pub fn words(&self) -> String {
+        std::fs::read(self.log()).map(|bytes| text(&bytes)).unwrap_or_default()
+    }
+
+    /// What it said last after these words, up to a blank.
+    fn said(&self, words: &str) -> Option<String> {
+        let all = self.words();
+        let rest = all.rsplit_once(words)?.1;
+        Some(rest.split_whitespace().next()?.to_owned())
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> String {
+        self.said(SERVING).expect("it has said where")
+    }
+
+    /// Its API, with the first key.
+    pub async fn api(&self) -> Api {
+        let api = Api::open(&self.url(), Some(&self.key)).await;
+        api.until_ready().await;
+        api
+    }
+
+    /// The agent's process, which is the server's parent.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// The server's own process.
+    pub fn server_pid(&self) -> u32 {
+        let pids = self.world.pids("\u{0}server\u{0}");
+        let pids = if pids.is_empty() { self.world.pids(" server ") } else { pids };
+        assert_eq!(pids.len(), 1, "one server: {pids:?}");
+        pids[0]
+    }
+
+    /// Kills the agent's process.
+    pub fn kill(&mut self) {
+        let child = self.child.take().expect("it runs");
+        signal(child.id(), "KILL");
+        finish(child);
+    }
+
+    /// Ends it in order.
+    pub fn stop(&mut self) {
+        let child = self.child.take().expect("it runs");
+        signal(child.id(), "TERM");
+        let output = finish(child);
+        assert!(output.status.success(), "{:?}\n{}", output.status, self.words());
+    }
+
+    /// Ends it in order; nothing of the instance may be left then.
+    pub fn end(mut self) {
+        self.stop();
+        let left = self.world.left_behind_by_agent();
+        assert!(left.is_empty(), "left behind: {left:#?}\n{}", self.words());
+    }
+}
+
+impl std::ops::Deref for Service {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
+/// Sees `work` through.
+pub fn run<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
