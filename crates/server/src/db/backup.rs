@@ -17,14 +17,10 @@ const STEP: &str = "make a backup";
 /// Writes all of a SQLite database into a new file at `path`, as it is at one moment. The file has its name when it is
 /// complete and on the disk; writers are not held up.
 pub(super) async fn run(options: &AnyConnectOptions, path: &Path) -> Result<(), DbError> {
-    let failed = |step| move |source| DbError::File { step, path: path.to_owned(), source };
-    let path = std::path::absolute(path).map_err(failed("find"))?;
-    let failed = |step| {
-        let path = path.clone();
-        move |source| DbError::File { step, path, source }
-    };
+    let path = &std::path::absolute(path).map_err(|source| file("find", path, source))?;
+    let failed = |step| move |source| file(step, path, source);
     if path.try_exists().map_err(failed("look for"))? {
-        return Err(DbError::BackupExists { path });
+        return Err(DbError::BackupExists { path: path.clone() });
     }
     let folder = path.parent().ok_or_else(|| failed("name a file")(io::ErrorKind::InvalidInput.into()))?;
     // For its owner alone, from the beginning.
@@ -32,9 +28,11 @@ pub(super) async fn run(options: &AnyConnectOptions, path: &Path) -> Result<(), 
     let part = part.map_err(failed("make a file beside"))?;
     copy(options, part.path()).await?;
     part.as_file().sync_all().map_err(failed("write"))?;
-    match part.persist_noclobber(&path) {
+    match part.persist_noclobber(path) {
         Ok(_file) => {}
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return Err(DbError::BackupExists { path }),
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(DbError::BackupExists { path: path.clone() });
+        }
         Err(error) => return Err(failed("give a name to")(error.error)),
     }
     std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("write the folder of"))
@@ -42,11 +40,8 @@ pub(super) async fn run(options: &AnyConnectOptions, path: &Path) -> Result<(), 
 
 async fn copy(options: &AnyConnectOptions, into: &Path) -> Result<(), DbError> {
     let failed = |source| DbError::of(STEP, Backend::Sqlite, source);
-    let into = into.to_str().ok_or_else(|| DbError::File {
-        step: "use the name (it is no UTF-8) of",
-        path: into.to_owned(),
-        source: io::ErrorKind::InvalidFilename.into(),
-    })?;
+    let no_text = || file("use the name (it is no UTF-8) of", into, io::ErrorKind::InvalidFilename.into());
+    let into = into.to_str().ok_or_else(no_text)?;
     let copied = async {
         let mut connection = AnyConnection::connect_with(options).await.map_err(failed)?;
         query("VACUUM INTO $1").bind(into).execute(&mut connection).await.map_err(failed)?;
@@ -56,4 +51,8 @@ async fn copy(options: &AnyConnectOptions, into: &Path) -> Result<(), DbError> {
         Ok(done) => done,
         Err(_elapsed) => Err(DbError::TimedOut { step: STEP, after: limits::BACKUP }),
     }
+}
+
+fn file(step: &'static str, path: &Path, source: io::Error) -> DbError {
+    DbError::File { step, path: path.to_owned(), source }
 }

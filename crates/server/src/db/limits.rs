@@ -23,6 +23,9 @@ pub const OPEN_PAUSE: Duration = Duration::from_millis(200);
 /// What closing may take before connections are dropped as they are.
 pub const CLOSE: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether all are closed.
+pub const CLOSE_PAUSE: Duration = Duration::from_millis(5);
+
 /// What a backup may take: gigabytes on a slow disk.
 pub const BACKUP: Duration = Duration::from_secs(600);
 

@@ -4,8 +4,6 @@ mod postgres;
 mod sqlite;
 mod suite;
 
-use sqlx::AnyConnection;
-use sqlx::{Connection, query};
 use wrenn_client::types::{Key, OperationKind, Scope, State};
 
 use super::*;
