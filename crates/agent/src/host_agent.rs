@@ -100,6 +100,8 @@ pub struct Wishes {
     pub env: BTreeMap<String, String>,
     /// Labels, which mean nothing to the agent; those of a snapshot if there are none.
     pub metadata: BTreeMap<String, String>,
+    /// What whoever asks keeps with it; see [`View::attributes`].
+    pub attributes: BTreeMap<String, String>,
     /// How long it runs until `on_timeout` happens, from its creation, its resume or the last change of this; `None` is
     /// without end.
     pub timeout: Option<Duration>,
@@ -117,6 +119,7 @@ impl Wishes {
         Self {
             env: BTreeMap::new(),
             metadata: BTreeMap::new(),
+            attributes: BTreeMap::new(),
             timeout: None,
             on_timeout: OnTimeout::Destroy,
             ready_limit,
@@ -147,6 +150,8 @@ pub struct SnapshotRequest {
     /// A name that no other snapshot has: 1 to 64 characters of `[a-z0-9._-]`, beginning with a letter or digit. Without one
     /// it is found by its id alone.
     pub name: Option<String>,
+    /// What whoever asks keeps with it; see [`View::attributes`].
+    pub attributes: BTreeMap<String, String>,
 }
 
 /// Forks as somebody asks for them.
@@ -160,6 +165,8 @@ pub struct ForkRequest {
     pub timeout: Option<Duration>,
     /// Labels of each; the parent's if empty.
     pub metadata: BTreeMap<String, String>,
+    /// What whoever asks keeps with each; see [`View::attributes`].
+    pub attributes: BTreeMap<String, String>,
 }
 
 /// Another timeout, counted from now.
@@ -256,6 +263,9 @@ pub struct View {
     pub start: Start,
     /// Labels.
     pub metadata: BTreeMap<String, String>,
+    /// What whoever asked for it keeps with it, such as its owner: means nothing to the agent, and is never inherited. Only who
+    /// asks for a sandbox says what it has, whatever it starts from.
+    pub attributes: BTreeMap<String, String>,
     /// What its guest asks of who wants to use it.
     pub access_token: String,
 }
@@ -298,6 +308,8 @@ pub struct SnapshotView {
     pub own_bytes: u64,
     /// What it takes together with sandboxes and other snapshots.
     pub shared_bytes: u64,
+    /// What whoever asked for it keeps with it, as in [`View::attributes`]; not those of the sandbox.
+    pub attributes: BTreeMap<String, String>,
 }
 
 /// A new snapshot.

@@ -20,11 +20,11 @@ use crate::generation::Number;
 use crate::host_agent::{OnTimeout, Phase, Start};
 
 /// Version of manifest.json that is written here.
-pub const FORMAT: u32 = 3;
-/// The oldest that is read: version 2 lacks `start`, and never had layers beneath a disk.
+pub const FORMAT: u32 = 4;
+/// The oldest that is read: version 3 lacks `attributes`; version 2 also `start`, and never had layers beneath a disk.
 const OLDEST: u32 = 2;
-/// Longest manifest taken, in bytes: an environment as long as a call may be, and blanks.
-const BYTES_MAX: u64 = 2 * 1024 * 1024;
+/// Longest manifest taken, in bytes: environment, labels and attributes as long as a call may be, and blanks.
+const BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Where in its life a sandbox is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,6 +194,9 @@ pub struct Manifest {
     pub env: BTreeMap<String, String>,
     /// Labels, which mean nothing here.
     pub metadata: BTreeMap<String, String>,
+    /// What whoever asked for it keeps with it; means nothing here either.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, String>,
     /// The slot it holds: network, addresses and the VMM's uid follow from it. `None` until one is leased.
     pub slot: Option<Slot>,
     /// Its live disk; `None` while there is none.
@@ -337,6 +340,7 @@ pub(crate) mod tests {
             start: Start::Cold,
             env: BTreeMap::new(),
             metadata: BTreeMap::from([("who".to_owned(), "me".to_owned())]),
+            attributes: BTreeMap::from([("owner".to_owned(), "them".to_owned())]),
             slot: Slot::new(3),
             disk: None,
             memory_base: None,
@@ -370,7 +374,24 @@ pub(crate) mod tests {
         let path = dir.path().join("manifest.json");
         std::fs::write(&path, "{").unwrap();
         assert!(matches!(Manifest::read(&path), Err(ManifestError::Damaged { .. })));
-        std::fs::write(&path, durable::seal(&serde_json::json!({"version": 4, "new": true}))).unwrap();
-        assert!(matches!(Manifest::read(&path), Err(ManifestError::Version { found: 4, .. })));
+        std::fs::write(&path, durable::seal(&serde_json::json!({"version": FORMAT + 1, "new": true}))).unwrap();
+        assert!(matches!(Manifest::read(&path), Err(ManifestError::Version { found, .. }) if found == FORMAT + 1));
+    }
+
+    #[test]
+    fn an_older_manifest_is_read_and_has_what_it_lacks() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("manifest.json");
+        let wanted = Manifest { attributes: BTreeMap::new(), ..manifest() };
+        let mut older = serde_json::to_value(&wanted).unwrap();
+        for (version, lacks) in [(3, "attributes"), (2, "start")] {
+            older.as_object_mut().unwrap().remove(lacks).unwrap();
+            older["version"] = version.into();
+            std::fs::write(&path, durable::seal(&older)).unwrap();
+            assert_eq!(Manifest::read(&path).unwrap().as_ref(), Some(&wanted), "version {version}");
+        }
+        older["version"] = (OLDEST - 1).into();
+        std::fs::write(&path, durable::seal(&older)).unwrap();
+        assert!(matches!(Manifest::read(&path), Err(ManifestError::Version { .. })));
     }
 }

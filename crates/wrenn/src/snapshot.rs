@@ -27,7 +27,8 @@ pub fn run(dir: &Path, verb: SnapshotVerb) -> Result<ExitCode> {
 }
 
 async fn create(link: &Link, id: &SandboxId, name: Option<String>, json: bool) -> Result<ExitCode> {
-    let made = link.agent().snapshot(id, SnapshotRequest { name }).await?;
+    let request = SnapshotRequest { name, ..SnapshotRequest::default() };
+    let made = link.agent().snapshot(id, request).await?;
     if json {
         println!("{}", made_json(&made));
     } else {
@@ -135,6 +136,8 @@ fn removed_json(asked: &str, answer: &Result<SnapshotView, AgentError>) -> Value
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use wrenn_agent::host_agent::Code;
     use wrenn_agent::sandbox::Timing;
     use wrenn_engine::units::Mib;
@@ -159,6 +162,7 @@ mod tests {
             has_memory: true,
             own_bytes: 5 << 20,
             shared_bytes: 3 << 30,
+            attributes: BTreeMap::new(),
         }
     }
 

@@ -9,6 +9,7 @@
 //!   a copy of as many bytes.
 //! - `fork-own-memory`: what the VMM of a fork that does nothing has of its own; beside it the plain VMM's.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -161,7 +162,13 @@ async fn forks(agent: &Agent, round: &mut Round, parent: &View, plain: Restored)
 }
 
 fn request(count: u32) -> ForkRequest {
-    ForkRequest { count, ready_limit: READY_LIMIT, timeout: None, metadata: Agent::label() }
+    ForkRequest {
+        count,
+        ready_limit: READY_LIMIT,
+        timeout: None,
+        metadata: Agent::label(),
+        attributes: BTreeMap::new(),
+    }
 }
 
 /// What waits is there a moment after the last one was taken.

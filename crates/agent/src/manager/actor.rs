@@ -578,6 +578,7 @@ fn view_of(manifest: &Manifest, trouble: Option<String>) -> View {
         storage: manifest.storage,
         start: manifest.start,
         metadata: manifest.metadata.clone(),
+        attributes: manifest.attributes.clone(),
         access_token: manifest.access_token.clone(),
     }
 }

@@ -38,7 +38,7 @@ impl Manager {
             let message = format!("there are {} snapshots already: remove some", limits::SNAPSHOTS_MAX);
             return Err(AgentError { code: Code::Exhausted, message });
         }
-        let (made, record, timings) = self.capture(id, request.name).await?;
+        let (made, record, timings) = self.capture(id, request).await?;
         let (made, record) = self.shorten(made, record).await;
         let naming = Arc::clone(&self.shared);
         let stored = blocking(move || naming.name(made, &record)).await.map_err(|error| snapshot_error(&error))?;
@@ -52,13 +52,13 @@ impl Manager {
     async fn capture(
         &self,
         id: &SandboxId,
-        name: Option<String>,
+        request: SnapshotRequest,
     ) -> Result<(Unfinished, Record, Vec<Timing>), AgentError> {
         let snapshot = SnapshotId::from_random(random_bytes());
         let made = self.shared.host.snapshots.begin(&snapshot).map_err(|error| snapshot_error(&error))?;
         let stored = made.stored().clone();
         let (record, timings) = self.ask(id, |reply| Request::Capture(stored, reply)).await?;
-        Ok((made, record.called(snapshot, name), timings))
+        Ok((made, record.wanted(snapshot, request), timings))
     }
 
     /// A disk that stands on many layers stands on one, if that can be done. The sandbox has gone on by now.
@@ -110,7 +110,7 @@ impl Manager {
             let message = format!("{} forks: 1 to {} at once", request.count, limits::FORKS_MAX);
             return Err(AgentError { code: Code::Invalid, message });
         }
-        let (made, record, timings) = self.capture(id, None).await?;
+        let (made, record, timings) = self.capture(id, SnapshotRequest::default()).await?;
         let wishes = wishes_of(&record, &request);
         let stored = made.stored().clone();
         blocking(move || stored.write(&record)).await.map_err(|error| snapshot_error(&error))?;
@@ -165,6 +165,7 @@ fn wishes_of(record: &Record, request: &ForkRequest) -> Wishes {
     Wishes {
         env: record.env.clone(),
         metadata: request.metadata.clone(),
+        attributes: request.attributes.clone(),
         timeout: request.timeout.or(record.timeout_ms.map(Duration::from_millis)),
         on_timeout: record.on_timeout,
         ready_limit: request.ready_limit,

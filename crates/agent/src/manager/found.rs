@@ -94,6 +94,7 @@ fn nothing_known(host: &Host, id: &SandboxId, state: State) -> Manifest {
         start: Start::Cold,
         env: BTreeMap::new(),
         metadata: BTreeMap::new(),
+        attributes: BTreeMap::new(),
         slot: None,
         disk: None,
         memory_base: None,

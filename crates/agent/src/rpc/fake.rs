@@ -148,6 +148,7 @@ impl Fake {
             deadline_unix_ms: request.timeout.map(|timeout| EPOCH_MS + timeout.as_millis() as u64),
             start: Start::Warm,
             metadata: metadata.clone(),
+            attributes: request.attributes.clone(),
             access_token: format!("secret {number}"),
             ..parent.clone()
         };
@@ -195,15 +196,16 @@ pub fn view(number: u8, request: &CreateRequest) -> View {
         storage: Backend::Qcow2,
         start: Start::Cold,
         metadata: request.wishes.metadata.clone(),
+        attributes: request.wishes.attributes.clone(),
         access_token: "secret".to_owned(),
     }
 }
 
 /// A snapshot of a sandbox.
-pub fn snapshot_view(number: u8, of: &View, name: Option<&str>) -> SnapshotView {
+pub fn snapshot_view(number: u8, of: &View, request: &SnapshotRequest) -> SnapshotView {
     SnapshotView {
         id: SnapshotId::from_random([number; 18]),
-        name: name.map(str::to_owned),
+        name: request.name.clone(),
         created_unix_ms: EPOCH_MS + u64::from(number),
         sandbox: of.id.clone(),
         template: of.template.clone(),
@@ -215,6 +217,7 @@ pub fn snapshot_view(number: u8, of: &View, name: Option<&str>) -> SnapshotView 
         has_memory: of.phase == Phase::Running,
         own_bytes: 4096,
         shared_bytes: 1 << 40,
+        attributes: request.attributes.clone(),
     }
 }
 
@@ -300,12 +303,11 @@ impl HostAgent for Fake {
 
     async fn snapshot(&self, id: &SandboxId, request: SnapshotRequest) -> Result<Snapshotted, AgentError> {
         let captured = self.captured(id)?;
-        let name = request.name.as_deref();
-        if let Some(name) = name.filter(|name| self.found(name).is_ok()) {
+        if let Some(name) = request.name.as_deref().filter(|name| self.found(name).is_ok()) {
             return Err(AgentError { code: Code::Invalid, message: format!("there is a snapshot `{name}`") });
         }
         let mut snapshots = self.inner.snapshots.lock().unwrap();
-        let view = snapshot_view(u8::try_from(snapshots.len()).unwrap(), &captured, name);
+        let view = snapshot_view(u8::try_from(snapshots.len()).unwrap(), &captured, &request);
         snapshots.insert(view.id.clone(), view.clone());
         Ok(Snapshotted { view, timings: vec![timing("capture")] })
     }

@@ -19,8 +19,8 @@ pub const TUNNELS_MAX: u32 = 1024;
 
 const _: () = assert!((TUNNELS_MAX as usize) < CONNECTIONS_MAX, "or tunnels keep calls out");
 
-/// Largest message, in bytes: a request with all of its environment and labels, or a console's whole ring.
-pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+/// Largest message, in bytes: a request with all of its environment, labels and attributes, or a console's whole ring.
+pub const MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// What a message may take in memory once it is read, in bytes.
 pub const MESSAGE_MEMORY_MAX: usize = 4 * MESSAGE_BYTES_MAX;
@@ -31,7 +31,7 @@ pub const TEMPLATE_BYTES_MAX: usize = 256;
 /// Longest path of a kernel, in bytes (PATH_MAX).
 pub const PATH_BYTES_MAX: usize = 4096;
 
-/// Labels of one sandbox.
+/// Labels of one sandbox; and of a sandbox or a snapshot as many attributes, which have the same limits.
 pub const LABELS_MAX: usize = 64;
 /// Longest key of a label, in bytes.
 pub const LABEL_KEY_BYTES_MAX: usize = 256;
@@ -44,7 +44,7 @@ pub const ENV_MAX: usize = 256;
 pub const ENV_BYTES_MAX: usize = 128 * 1024;
 
 const _: () = assert!(
-    ENV_BYTES_MAX + LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX) < MESSAGE_BYTES_MAX / 2,
+    ENV_BYTES_MAX + 2 * LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX) < MESSAGE_BYTES_MAX / 2,
     "a request with all that is allowed fits a message"
 );
 const _: () = assert!(

@@ -321,6 +321,7 @@ fn first_manifest(
         start: Start::Cold,
         env: wishes.env.clone(),
         metadata: wishes.metadata.clone(),
+        attributes: wishes.attributes.clone(),
         slot: None,
         disk: None,
         memory_base: None,
@@ -332,10 +333,11 @@ fn first_manifest(
 
 /// One that was begun for nobody is somebody's from now on.
 pub(super) fn set_wishes(manifest: &mut Manifest, wishes: &Wishes) {
-    let Wishes { env, metadata, timeout, on_timeout, ready_limit: _, bound } = wishes.clone();
+    let Wishes { env, metadata, attributes, timeout, on_timeout, ready_limit: _, bound } = wishes.clone();
     manifest.created_unix_ms = unix_ms();
     manifest.env.extend(env);
     manifest.metadata = metadata;
+    manifest.attributes = attributes;
     manifest.timeout_ms = timeout.map(|timeout| timeout.as_millis() as u64);
     manifest.on_timeout = on_timeout;
     manifest.bound = bound;

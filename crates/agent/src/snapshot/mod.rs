@@ -27,7 +27,7 @@ use wrenn_engine::units::Mib;
 
 use crate::durable::{self, SealError};
 use crate::generation::{Allocated, Folder, Generation, GenerationError, Generations, Number};
-use crate::host_agent::{OnTimeout, SnapshotView};
+use crate::host_agent::{OnTimeout, SnapshotRequest, SnapshotView};
 use crate::instance::random_bytes;
 use crate::layers::{Layers, Share};
 use crate::lock::Lock;
@@ -38,10 +38,12 @@ pub use store::{Snapshots, check_name};
 pub(crate) use warm::any_key;
 pub use warm::{Key, WarmImages};
 
-/// Version of snapshot.json that is written and read here.
-const FORMAT: u32 = 1;
-/// Longest snapshot.json taken, in bytes.
-const BYTES_MAX: u64 = 1024 * 1024;
+/// Version of snapshot.json that is written here.
+const FORMAT: u32 = 2;
+/// The oldest that is read: version 1 lacks `attributes`.
+const OLDEST: u32 = 1;
+/// Longest snapshot.json taken, in bytes: environment, labels and attributes as long as a call may be.
+const BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// What was captured, as it is kept in snapshot.json.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +66,9 @@ pub struct Record {
     pub env: BTreeMap<String, String>,
     /// Labels of the sandbox.
     pub metadata: BTreeMap<String, String>,
+    /// What whoever asked for it keeps with it; the sandbox's stay the sandbox's.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, String>,
     /// How long the sandbox had, from its start.
     pub timeout_ms: Option<u64>,
     /// What was to happen then.
@@ -73,7 +78,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// The record of what a sandbox is now, under an id of its own and no name.
+    /// The record of what a sandbox is now, under an id of its own, with no name and no attributes.
     pub fn of(manifest: &Manifest, nonces_below: u64) -> Self {
         Self {
             version: FORMAT,
@@ -85,23 +90,26 @@ impl Record {
             disk_mib: manifest.disk_mib,
             env: manifest.env.clone(),
             metadata: manifest.metadata.clone(),
+            attributes: BTreeMap::new(),
             timeout_ms: manifest.timeout_ms,
             on_timeout: manifest.on_timeout,
             nonces_below,
         }
     }
 
-    /// The same under this id and name.
+    /// The same under this id, as it was asked for.
     #[must_use]
-    pub fn called(self, id: SnapshotId, name: Option<String>) -> Self {
-        Self { id, name, ..self }
+    pub fn wanted(self, id: SnapshotId, request: SnapshotRequest) -> Self {
+        let SnapshotRequest { name, attributes } = request;
+        Self { id, name, attributes, ..self }
     }
 
-    /// The same of a disk that stands on `template`, made now, under an id of its own and no name.
+    /// The same of a disk that stands on `template`, made now, under an id of its own, with no name and no attributes.
     #[must_use]
     pub fn on(self, template: &str) -> Self {
         let (id, created_unix_ms) = (SnapshotId::from_random(random_bytes()), unix_ms());
-        Self { id, name: None, created_unix_ms, template: template.to_owned(), ..self }
+        let attributes = BTreeMap::new();
+        Self { id, name: None, created_unix_ms, template: template.to_owned(), attributes, ..self }
     }
 }
 
@@ -129,7 +137,7 @@ pub enum SnapshotError {
         source: SealError,
     },
     /// Another version of wrenn wrote it.
-    #[error("{path} has version {found}; this wrenn reads version {FORMAT}, use the one that wrote it")]
+    #[error("{path} has version {found}; this wrenn reads versions up to {FORMAT}, use the one that wrote it")]
     Version {
         /// The file.
         path: PathBuf,
@@ -188,10 +196,11 @@ impl Stored {
         };
         let damaged = |source| SnapshotError::Damaged { path: path.clone(), source };
         let Version { version } = durable::unseal(&text).map_err(damaged)?;
-        if version != FORMAT {
+        if !(OLDEST..=FORMAT).contains(&version) {
             return Err(SnapshotError::Version { path, found: version });
         }
-        durable::unseal(&text).map_err(damaged)
+        let record: Record = durable::unseal(&text).map_err(damaged)?;
+        Ok(Record { version: FORMAT, ..record })
     }
 
     /// Writes what it is of, durably.
@@ -240,6 +249,7 @@ impl Stored {
             has_memory: generation.memory.is_some(),
             own_bytes,
             shared_bytes,
+            attributes: record.attributes,
         })
     }
 
@@ -362,5 +372,46 @@ fn remove(path: &Path) -> Result<(), SnapshotError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::tests::manifest;
+
+    fn stored(dir: &tempfile::TempDir) -> Stored {
+        Stored(dir.path().to_owned())
+    }
+
+    #[test]
+    fn what_is_kept_with_a_snapshot_is_what_was_asked_for_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = Record::of(&manifest(), 7);
+        assert!(record.attributes.is_empty() && !manifest().attributes.is_empty(), "the sandbox's stay the sandbox's");
+        let attributes = BTreeMap::from([("owner".to_owned(), "me".to_owned())]);
+        let request = SnapshotRequest { name: Some("a".to_owned()), attributes: attributes.clone() };
+        let record = record.wanted(SnapshotId::from_random([1; 18]), request);
+        stored(&dir).write(&record).unwrap();
+        let read = stored(&dir).record().unwrap();
+        assert_eq!((&read, &read.attributes), (&record, &attributes));
+        assert!(read.on("another").attributes.is_empty());
+    }
+
+    #[test]
+    fn an_older_record_is_read_and_a_newer_one_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = Record::of(&manifest(), 7);
+        let mut other = serde_json::to_value(&record).unwrap();
+        let mut read = |version: u32| {
+            other["version"] = version.into();
+            std::fs::write(stored(&dir).record_path(), durable::seal(&other)).unwrap();
+            stored(&dir).record()
+        };
+        assert!(matches!(read(FORMAT + 1), Err(SnapshotError::Version { found, .. }) if found == FORMAT + 1));
+        other.as_object_mut().unwrap().remove("attributes").unwrap();
+        other["version"] = OLDEST.into();
+        std::fs::write(stored(&dir).record_path(), durable::seal(&other)).unwrap();
+        assert_eq!(stored(&dir).record().unwrap(), record);
     }
 }

@@ -13,6 +13,7 @@ mod clock;
 mod guest;
 mod verdict;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -142,6 +143,7 @@ impl Check {
             ready_limit: args.boot_timeout,
             timeout: Some(LIFE),
             metadata: [("forkcheck".to_owned(), parent.id.to_string())].into(),
+            attributes: BTreeMap::new(),
         };
         let forked = self.agent.fork(&parent.id, request).await?;
         let (made, failed): (Vec<_>, Vec<_>) = forked.children.into_iter().partition(Result::is_ok);

@@ -1,5 +1,6 @@
 //! `wrenn sandbox fork`: new sandboxes that go on from where one is.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -16,6 +17,7 @@ pub async fn fork(link: &Link, args: ForkArgs) -> Result<ExitCode> {
         ready_limit: args.boot_timeout,
         timeout: args.timeout,
         metadata: args.metadata.into_iter().collect(),
+        attributes: BTreeMap::new(),
     };
     let forked = link.agent().fork(&args.id, request).await?;
     let all_made = forked.children.iter().all(Result::is_ok);

@@ -203,6 +203,7 @@ pub mod tests {
             storage: Backend::Qcow2,
             start: Start::Warm,
             metadata: BTreeMap::from([("owner".to_owned(), "me".to_owned())]),
+            attributes: BTreeMap::new(),
             access_token: "secret".to_owned(),
         }
     }

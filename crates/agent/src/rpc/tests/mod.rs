@@ -88,6 +88,7 @@ fn wishes() -> Wishes {
     Wishes {
         env: BTreeMap::from([("A".to_owned(), "b=c".to_owned())]),
         metadata: BTreeMap::from([("owner".to_owned(), "ü".to_owned())]),
+        attributes: BTreeMap::from([("tenant".to_owned(), "ä".to_owned())]),
         timeout: Some(Duration::from_millis(90_500)),
         on_timeout: OnTimeout::Pause,
         ready_limit: Duration::from_secs(60),
@@ -173,6 +174,8 @@ async fn what_is_beyond_the_limits_is_refused_and_nothing_is_made() {
         wishing(Wishes { metadata: (0..65).map(|n| (n.to_string(), String::new())).collect(), ..wishes() }),
         wishing(Wishes { metadata: BTreeMap::from([("k".repeat(257), String::new())]), ..wishes() }),
         wishing(Wishes { metadata: BTreeMap::from([("k".to_owned(), "v".repeat(4097))]), ..wishes() }),
+        wishing(Wishes { attributes: (0..65).map(|n| (n.to_string(), String::new())).collect(), ..wishes() }),
+        wishing(Wishes { attributes: BTreeMap::from([("k".to_owned(), "v".repeat(4097))]), ..wishes() }),
         wishing(Wishes { env: (0..257).map(|n| (n.to_string(), String::new())).collect(), ..wishes() }),
         wishing(Wishes { env: BTreeMap::from([("E".to_owned(), "v".repeat(128 * 1024))]), ..wishes() }),
         wishing(Wishes { env: BTreeMap::from([("A=B".to_owned(), String::new())]), ..wishes() }),

@@ -4,11 +4,12 @@ use super::*;
 use crate::host_agent::{Changed, ForkRequest, SnapshotRequest, Start};
 
 fn named(name: &str) -> SnapshotRequest {
-    SnapshotRequest { name: Some(name.to_owned()) }
+    let attributes = BTreeMap::from([("tenant".to_owned(), "ö".to_owned())]);
+    SnapshotRequest { name: Some(name.to_owned()), attributes }
 }
 
 fn forks(count: u32) -> ForkRequest {
-    ForkRequest { count, ready_limit: SOON, timeout: None, metadata: BTreeMap::new() }
+    ForkRequest { count, ready_limit: SOON, timeout: None, metadata: BTreeMap::new(), attributes: BTreeMap::new() }
 }
 
 fn options() -> ResumeOptions {
@@ -22,16 +23,18 @@ async fn a_snapshot_is_made_listed_started_from_and_removed() {
     let remote = &world.remote;
     assert_eq!(remote.snapshots().await.unwrap(), []);
     let first = remote.snapshot(&view.id, named("first")).await.unwrap();
-    assert_eq!(first.view, fake::snapshot_view(0, &view, Some("first")));
+    assert_eq!(first.view, fake::snapshot_view(0, &view, &named("first")));
     assert_eq!((&*first.timings[0].phase, first.timings[0].took), ("capture", Duration::from_micros(1234)));
     remote.pause(&view.id, PauseOptions::default()).await.unwrap();
     let second = remote.snapshot(&view.id, SnapshotRequest::default()).await.unwrap().view;
     assert_eq!((second.name.as_deref(), second.has_memory), (None, false));
+    assert_eq!((&first.view.attributes, second.attributes.len()), (&named("first").attributes, 0));
     assert_eq!(remote.snapshots().await.unwrap(), [first.view.clone(), second.clone()]);
 
     let from = CreateRequest { source: Source::Snapshot("first".to_owned()), ..request() };
     let made = remote.create(from).await.unwrap().changed.view;
     assert_eq!((made.template, made.vcpus, made.start), (view.template, view.vcpus, Start::Warm));
+    assert_eq!(made.attributes, wishes().attributes);
 
     assert_eq!(remote.remove_snapshot("first").await.unwrap(), first.view);
     assert_eq!(remote.remove_snapshot(second.id.as_str()).await.unwrap(), second);
@@ -44,7 +47,13 @@ async fn each_fork_is_told_of_by_itself() {
     let world = World::of(Fake::with_room(4)).await;
     let parent = world.create().await;
     let metadata = BTreeMap::from([("try".to_owned(), "1".to_owned())]);
-    let request = ForkRequest { timeout: Some(Duration::from_secs(1)), metadata: metadata.clone(), ..forks(5) };
+    let attributes = BTreeMap::from([("tenant".to_owned(), "2".to_owned())]);
+    let request = ForkRequest {
+        timeout: Some(Duration::from_secs(1)),
+        metadata: metadata.clone(),
+        attributes: attributes.clone(),
+        ..forks(5)
+    };
     let forked = world.remote.fork(&parent.id, request).await.unwrap();
     assert_eq!(&*forked.timings[0].phase, "capture");
     let (made, refused): (Vec<_>, Vec<_>) = forked.children.into_iter().partition(Result::is_ok);
@@ -53,6 +62,7 @@ async fn each_fork_is_told_of_by_itself() {
     for child in &made {
         assert_eq!(world.remote.get(&child.view.id).await.unwrap(), child.view);
         assert_eq!((child.view.start, &child.view.metadata), (Start::Warm, &metadata));
+        assert_eq!(child.view.attributes, attributes);
         assert_eq!((child.view.deadline_unix_ms, &*child.timings[0].phase), (Some(1_700_000_001_000), "restore"));
         assert_ne!(child.view.access_token, parent.access_token);
     }
@@ -125,6 +135,7 @@ async fn what_is_beyond_the_limits_never_reaches_the_agent() {
         ForkRequest { ready_limit: Duration::from_secs(3601), ..forks(1) },
         ForkRequest { timeout: Some(Duration::MAX), ..forks(1) },
         ForkRequest { metadata: BTreeMap::from([("k".repeat(257), String::new())]), ..forks(1) },
+        ForkRequest { attributes: BTreeMap::from([("k".repeat(257), String::new())]), ..forks(1) },
     ] {
         assert_eq!(remote.fork(&id, request).await.unwrap_err().code, Code::Invalid);
     }

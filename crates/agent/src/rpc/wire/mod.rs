@@ -132,15 +132,23 @@ impl Problems {
     }
 
     fn check_labels(&mut self, labels: &BTreeMap<String, String>) {
-        self.check(labels.len() <= limits::LABELS_MAX, || {
-            format!("{} labels: {} are the most", labels.len(), limits::LABELS_MAX)
+        self.check_texts(["labels", "a label"], labels);
+    }
+
+    fn check_attributes(&mut self, attributes: &BTreeMap<String, String>) {
+        self.check_texts(["attributes", "an attribute"], attributes);
+    }
+
+    fn check_texts(&mut self, [many, one]: [&str; 2], texts: &BTreeMap<String, String>) {
+        self.check(texts.len() <= limits::LABELS_MAX, || {
+            format!("{} {many}: {} are the most", texts.len(), limits::LABELS_MAX)
         });
         let fits = |(key, value): (&String, &String)| {
             (1..=limits::LABEL_KEY_BYTES_MAX).contains(&key.len()) && value.len() <= limits::LABEL_VALUE_BYTES_MAX
         };
-        self.check(labels.iter().all(fits), || {
+        self.check(texts.iter().all(fits), || {
             format!(
-                "a label has a key of 1 to {} bytes and a value of at most {}",
+                "{one} has a key of 1 to {} bytes and a value of at most {}",
                 limits::LABEL_KEY_BYTES_MAX,
                 limits::LABEL_VALUE_BYTES_MAX
             )

@@ -105,6 +105,7 @@ impl From<View> for wire::Sandbox {
             vmm: vmm_out(view.vmm).into(),
             storage: view.storage.to_string(),
             metadata: view.metadata.into_iter().collect(),
+            attributes: view.attributes.into_iter().collect(),
             access_token: view.access_token,
             start: wire::Start::from(view.start).into(),
         }
@@ -134,6 +135,7 @@ fn checked_view(sandbox: wire::Sandbox) -> Result<View, Malformed> {
         storage: parse("storage", &sandbox.storage)?,
         start: start(sandbox.start.to_i32())?,
         metadata: sandbox.metadata.into_iter().collect(),
+        attributes: sandbox.attributes.into_iter().collect(),
         access_token: sandbox.access_token,
     })
 }
@@ -194,6 +196,7 @@ pub(in crate::rpc) fn create_request(request: CreateRequest) -> Result<wire::Cre
         source: Some(source),
         env: wishes.env.into_iter().collect(),
         metadata: wishes.metadata.into_iter().collect(),
+        attributes: wishes.attributes.into_iter().collect(),
         timeout_ms: wishes.timeout.map(millis),
         on_timeout: wire::OnTimeout::from(wishes.on_timeout).into(),
         ready_limit_ms: millis(wishes.ready_limit),
@@ -211,6 +214,7 @@ pub(in crate::rpc) fn checked_create(request: wire::CreateRequest) -> Result<Cre
     let wishes = Wishes {
         env: request.env.into_iter().collect(),
         metadata: request.metadata.into_iter().collect(),
+        attributes: request.attributes.into_iter().collect(),
         timeout: request.timeout_ms.map(Duration::from_millis),
         on_timeout: problems.take(on_timeout(request.on_timeout.to_i32())).unwrap_or_default(),
         ready_limit: Duration::from_millis(request.ready_limit_ms),
@@ -218,6 +222,7 @@ pub(in crate::rpc) fn checked_create(request: wire::CreateRequest) -> Result<Cre
     };
     problems.check_env(&wishes.env);
     problems.check_labels(&wishes.metadata);
+    problems.check_attributes(&wishes.attributes);
     problems.check_timeout(wishes.timeout);
     problems.check_ready_limit(wishes.ready_limit);
     problems.into_result()?;
@@ -301,6 +306,7 @@ mod tests {
             source: Some(wire::Fresh { template: String::new(), kernel: Some("vmlinuz".to_owned()), ..fresh() }.into()),
             env: (0..=limits::ENV_MAX).map(|n| (format!("A={n}"), "x".repeat(1024))).collect(),
             metadata: (0..=limits::LABELS_MAX).map(|n| (n.to_string(), long.clone())).collect(),
+            attributes: (0..=limits::LABELS_MAX + 1).map(|n| (n.to_string(), long.clone())).collect(),
             timeout_ms: Some(u64::MAX),
             on_timeout: 9.into(),
             ready_limit_ms: u64::MAX,
@@ -316,7 +322,9 @@ mod tests {
             "an environment of ",
             "without `=`",
             "65 labels: 64 are the most",
-            "a value of at most 4096",
+            "a label has a key of 1 to 256 bytes and a value of at most 4096",
+            "66 attributes: 64 are the most",
+            "an attribute has a key of 1 to 256 bytes and a value of at most 4096",
             "a timeout of ",
             "a boot timeout of ",
         ] {
@@ -332,9 +340,11 @@ mod tests {
         let asked = wire::CreateRequest {
             env: (0..limits::ENV_MAX).map(|n| (format!("{n:04}"), "x".repeat(per_variable - 4))).collect(),
             metadata: (0..limits::LABELS_MAX).map(|n| (key(n), value.clone())).collect(),
+            attributes: (0..limits::LABELS_MAX).map(|n| (key(n), value.clone())).collect(),
             ..request()
         };
-        assert_eq!(checked_create(asked).unwrap().wishes.metadata.len(), limits::LABELS_MAX);
+        let wishes = checked_create(asked).unwrap().wishes;
+        assert_eq!((wishes.metadata.len(), wishes.attributes.len()), (limits::LABELS_MAX, limits::LABELS_MAX));
     }
 
     #[test]

@@ -31,6 +31,7 @@ impl From<SnapshotView> for wire::Snapshot {
             has_memory: view.has_memory,
             own_bytes: view.own_bytes,
             shared_bytes: view.shared_bytes,
+            attributes: view.attributes.into_iter().collect(),
         }
     }
 }
@@ -55,6 +56,7 @@ fn checked_view(snapshot: wire::Snapshot) -> Result<SnapshotView, Malformed> {
         has_memory: snapshot.has_memory,
         own_bytes: snapshot.own_bytes,
         shared_bytes: snapshot.shared_bytes,
+        attributes: snapshot.attributes.into_iter().collect(),
     })
 }
 
@@ -118,17 +120,20 @@ impl Forks {
 
 /// How a snapshot is wanted, as it goes out.
 pub(in crate::rpc) fn snapshot_request(id: &SandboxId, request: SnapshotRequest) -> wire::SnapshotRequest {
-    wire::SnapshotRequest { id: id.to_string(), name: request.name }
+    let attributes = request.attributes.into_iter().collect();
+    wire::SnapshotRequest { id: id.to_string(), name: request.name, attributes }
 }
 
 /// How a snapshot is wanted, as it came in, checked.
 pub(in crate::rpc) fn checked_snapshot(request: wire::SnapshotRequest) -> Result<SnapshotRequest, AgentError> {
     let mut problems = Problems::default();
+    let request = SnapshotRequest { name: request.name, attributes: request.attributes.into_iter().collect() };
     if let Some(name) = &request.name {
         problems.check_name(name);
     }
+    problems.check_attributes(&request.attributes);
     problems.into_result()?;
-    Ok(SnapshotRequest { name: request.name })
+    Ok(request)
 }
 
 /// The snapshot that a request names, by name or id.
@@ -147,6 +152,7 @@ pub(in crate::rpc) fn fork_request(id: &SandboxId, request: ForkRequest) -> wire
         ready_limit_ms: millis(request.ready_limit),
         timeout_ms: request.timeout.map(millis),
         metadata: request.metadata.into_iter().collect(),
+        attributes: request.attributes.into_iter().collect(),
     }
 }
 
@@ -158,11 +164,13 @@ pub(in crate::rpc) fn checked_fork(request: wire::ForkRequest) -> Result<ForkReq
         ready_limit: Duration::from_millis(request.ready_limit_ms),
         timeout: request.timeout_ms.map(Duration::from_millis),
         metadata: request.metadata.into_iter().collect(),
+        attributes: request.attributes.into_iter().collect(),
     };
     problems.check((1..=FORKS_MAX).contains(&request.count), || {
         format!("{} forks: 1 to {} can be made at once", request.count, FORKS_MAX)
     });
     problems.check_labels(&request.metadata);
+    problems.check_attributes(&request.attributes);
     problems.check_timeout(request.timeout);
     problems.check_ready_limit(request.ready_limit);
     problems.into_result()?;
@@ -204,11 +212,12 @@ mod tests {
             ready_limit_ms: u64::MAX,
             timeout_ms: Some(u64::MAX),
             metadata: [(String::new(), String::new())].into_iter().collect(),
+            attributes: [(String::new(), String::new())].into_iter().collect(),
             ..Default::default()
         };
         let error = checked_fork(asked).unwrap_err();
         assert_eq!(error.code, Code::Invalid);
-        for part in ["0 forks: 1 to 1024", "a key of 1 to 256", "a timeout of ", "a boot timeout of "] {
+        for part in ["0 forks: 1 to 1024", "a label has", "an attribute has", "a timeout of ", "a boot timeout of "] {
             assert!(error.message.contains(part), "{part} is not in: {}", error.message);
         }
         let count = |count| checked_fork(wire::ForkRequest { count, ..Default::default() }).is_ok();
@@ -220,12 +229,12 @@ mod tests {
         let named =
             |name: &str| checked_snapshot(wire::SnapshotRequest { name: Some(name.to_owned()), ..Default::default() });
         for name in ["a", "0", "before.the-change_2", "sn", "sb0123456789abcdefgh", &"x".repeat(64)] {
-            assert_eq!(named(name), Ok(SnapshotRequest { name: Some(name.to_owned()) }));
+            assert_eq!(named(name), Ok(SnapshotRequest { name: Some(name.to_owned()), ..SnapshotRequest::default() }));
         }
         for name in ["", "-a", ".", "..", "a/b", "a b", "A", "ä", "a\n", &"x".repeat(65), "sn0123456789abcdefgh"] {
             assert!(named(name).unwrap_err().message.contains("cannot be a snapshot's name"), "{name}");
         }
-        assert_eq!(checked_snapshot(wire::SnapshotRequest::default()), Ok(SnapshotRequest { name: None }));
+        assert_eq!(checked_snapshot(wire::SnapshotRequest::default()), Ok(SnapshotRequest::default()));
         assert_eq!(snapshot_name("sn0123456789abcdefgh").unwrap(), "sn0123456789abcdefgh");
     }
 
