@@ -53,6 +53,13 @@ pub const CONSOLE_BURST_BYTES: u32 = 256 * 1024;
 /// The user and group of slot 0's VMM; slot n has the n-th after it. Above what users, containers and systemd take.
 pub const VMM_UID_BASE: u32 = 0x7000_0000;
 
+/// The user and group of the server of the first of all instance tags; each tag has its own after it, 36^4 of them.
+pub const SERVER_UID_BASE: u32 = 0x7100_0000;
+
+const _: () = assert!(VMM_UID_BASE + (SLOTS_MAX as u32) < SERVER_UID_BASE, "no VMM runs as a server");
+const _: () =
+    assert!(SERVER_UID_BASE + 36 * 36 * 36 * 36 < i32::MAX as u32, "some programs take a user for a signed number");
+
 /// What a sandbox commonly has; for saying how many of them fit into a host's memory.
 pub const SANDBOX_MEMORY_TYPICAL: Mib = Mib(256);
 

@@ -37,6 +37,12 @@ impl InstanceTag {
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).expect("a tag is ASCII by construction")
     }
+
+    /// The user and group that the instance's server runs as; nobody else does.
+    pub fn server_uid(&self) -> u32 {
+        let digit = |byte: &u8| char::from(*byte).to_digit(36).expect("a tag is [a-z0-9] by construction");
+        self.0.iter().map(digit).fold(0, |number, digit| number * 36 + digit) + limits::SERVER_UID_BASE
+    }
 }
 
 impl FromStr for InstanceTag {

@@ -5,6 +5,7 @@
 
 pub mod blockdev;
 pub mod clock;
+pub mod confine;
 pub mod dm;
 pub mod ext4;
 pub mod fds;

@@ -15,7 +15,7 @@ use wrenn_proto::envd::process::process_event::{DataEvent, EndEvent, Event, data
 use wrenn_proto::envd::process::{ConnectRequest, ConnectResponse, ProcessConfig, StartRequest, StartResponse};
 
 use super::input::{Input, TerminalSize};
-use super::process::{Client, by_pid, protocol, refused, within};
+use super::process::{Client, as_user, by_pid, protocol, refused, within};
 use super::{EnvdClient, EnvdError};
 
 /// What a command's own time limit is exceeded by before we stop waiting for the guest to say so.
@@ -219,16 +219,11 @@ fn start_request(command: Command) -> StartRequest {
 /// The time limit goes out as a header only: as an option of the call it would also cut the stream on this side, and
 /// with it output that is on its way.
 fn start_options(command: &Command) -> CallOptions {
-    use base64::Engine as _;
-    let mut options = CallOptions::default();
-    if let Some(timeout) = command.timeout {
-        options = options.with_header("connect-timeout-ms", timeout.as_millis().max(1).to_string());
+    let options = as_user(command.user.as_deref());
+    match command.timeout {
+        Some(timeout) => options.with_header("connect-timeout-ms", timeout.as_millis().max(1).to_string()),
+        None => options,
     }
-    if let Some(user) = &command.user {
-        let basic = base64::engine::general_purpose::STANDARD.encode(format!("{user}:"));
-        options = options.with_header("authorization", format!("Basic {basic}"));
-    }
-    options
 }
 
 impl Exec {

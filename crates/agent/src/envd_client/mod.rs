@@ -7,6 +7,8 @@
 //!      reach        a connection to a guest that was restored; on it
 //!      come_back       POST /resumed, and POST /clock until the guest's clock is close enough
 //!      start        process.Process/Start over HTTP/2: a stream of events
+//!      list_dir …   filesystem.Filesystem
+//!      http         GET and POST /files, streamed
 //!      attach       process.Process/Connect: the same of a process that runs already
 //! ```
 //!
@@ -15,7 +17,9 @@
 mod clock;
 mod come_back;
 mod exec;
+mod filesystem;
 mod host_call;
+mod http;
 mod http1;
 mod input;
 mod nonces;
@@ -35,7 +39,9 @@ use crate::host_agent::Tunnel;
 pub use clock::ClockReading;
 pub use come_back::{CameBack, Identity, Resumed};
 pub use exec::{Command, Exec, ExecEnd, ExecEvent, NotStarted, Output};
+pub use filesystem::{Entry, EntryKind};
 pub use host_call::{HostKey, HostLine, Init};
+pub use http::StreamedBody;
 pub use input::{Input, TerminalSize};
 pub use nonces::Nonces;
 pub use process::RunningProcess;

@@ -46,8 +46,13 @@ impl EnvdClient {
         Ok(answer.into_owned().processes.into_iter().map(running_process).collect())
     }
 
-    /// One HTTP/2 connection, made when it is first used.
     pub(super) fn process_client(&self) -> Client {
+        let (connection, config) = self.rpc();
+        ProcessClient::new(connection, config)
+    }
+
+    /// One HTTP/2 connection, made when it is first used.
+    pub(super) fn rpc(&self) -> (SharedHttp2Connection, ClientConfig) {
         let client = self.clone();
         let connector = tower::service_fn(move |_: Uri| {
             let client = client.clone();
@@ -63,7 +68,7 @@ impl EnvdClient {
             .proto()
             .with_default_max_message_size(MESSAGE_BYTES_MAX)
             .with_default_header(TOKEN_HEADER, &self.access_token);
-        ProcessClient::new(connection, config)
+        (connection, config)
     }
 }
 
@@ -71,6 +76,21 @@ fn running_process(info: ProcessInfo) -> RunningProcess {
     let config = info.config.into_option().unwrap_or_default();
     let command = std::iter::once(config.cmd).chain(config.args).collect();
     RunningProcess { pid: info.pid, tag: info.tag, command }
+}
+
+/// Options of a call on behalf of this user of the guest; its default user if `None`.
+pub(super) fn as_user(user: Option<&str>) -> CallOptions {
+    let options = CallOptions::default();
+    match user {
+        Some(user) => options.with_header("authorization", basic_user(user)),
+        None => options,
+    }
+}
+
+/// How a user is named: HTTP's basic scheme, without a password.
+pub(super) fn basic_user(user: &str) -> String {
+    use base64::Engine as _;
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:")))
 }
 
 /// How a call names a process.

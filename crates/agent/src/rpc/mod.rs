@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 pub use remote::Remote;
-pub use server::serve;
+pub use server::{serve, serve_for_user};
 
 /// Why the agent's socket cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +82,13 @@ pub async fn listen(path: &Path) -> Result<UnixListener, SocketError> {
     }
     let listener = UnixListener::bind(path).map_err(socket_error("make", path))?;
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(socket_error("set the mode of", path))?;
+    Ok(listener)
+}
+
+/// As [`listen`], for processes of the user `uid`, who owns the folder.
+pub async fn listen_for_user(path: &Path, uid: u32) -> Result<UnixListener, SocketError> {
+    let listener = listen(path).await?;
+    std::os::unix::fs::chown(path, Some(uid), Some(uid)).map_err(socket_error("set the owner of", path))?;
     Ok(listener)
 }
 

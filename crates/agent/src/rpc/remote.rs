@@ -41,6 +41,11 @@ impl fmt::Debug for Remote {
 }
 
 impl Remote {
+    /// The agent that listens, or will listen, on `socket`; nobody is asked yet. Within a runtime, which drives the connection.
+    pub fn at(socket: &Path) -> Self {
+        Self::new(socket)
+    }
+
     /// Within a runtime, which drives the connection.
     pub(super) fn new(socket: &Path) -> Self {
         let authority = Uri::from_static("http://agent");

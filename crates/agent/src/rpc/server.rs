@@ -30,6 +30,16 @@ pub async fn serve(agent: Arc<dyn HostAgent>, listener: UnixListener, shutdown: 
     serve_for(agent, listener, shutdown, Peers::of_this_process()).await;
 }
 
+/// As [`serve`], for processes of the user `uid` and of root.
+pub async fn serve_for_user(
+    agent: Arc<dyn HostAgent>,
+    listener: UnixListener,
+    shutdown: impl Future<Output = ()>,
+    uid: u32,
+) {
+    serve_for(agent, listener, shutdown, Peers { own_uid: uid, root_uid: 0 }).await;
+}
+
 pub(super) async fn serve_for(
     agent: Arc<dyn HostAgent>,
     listener: UnixListener,
