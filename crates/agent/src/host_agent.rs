@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use wrenn_engine::names::{SandboxId, SnapshotId};
@@ -279,6 +280,72 @@ pub struct Changed {
     pub timings: Vec<Timing>,
 }
 
+/// What is told to who watches, one after the other.
+///
+/// It ends with an error, after which there is nothing more: of the kind [`Code::Unavailable`] where the agent ends, or who
+/// watches is too slow. Whoever watches again is told all that is there anew.
+pub type Changes = BoxStream<'static, Result<Change, AgentError>>;
+
+/// What happens to sandboxes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "almost all of them are the large one")]
+pub enum Change {
+    /// A sandbox is this now.
+    Is(View),
+    /// All that were there when the watch began have been told of.
+    Complete,
+    /// A sandbox is gone for good.
+    Gone(Departure),
+}
+
+/// The end of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Departure {
+    /// Which sandbox.
+    pub id: SandboxId,
+    /// Why it is gone.
+    pub why: Ended,
+    /// When, in Unix milliseconds.
+    pub at_unix_ms: u64,
+}
+
+/// Why a sandbox is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Somebody asked for its end.
+    Requested,
+    /// Its time was up.
+    TimedOut,
+    /// Its creation failed.
+    NeverRan,
+    /// Whoever it was bound to is gone.
+    Unbound,
+    /// The agent ended, and was to take all sandboxes with it.
+    HostEnded,
+}
+
+impl Ended {
+    /// All of them, for who has to find one by its name.
+    pub const ALL: [Self; 5] = [Self::Requested, Self::TimedOut, Self::NeverRan, Self::Unbound, Self::HostEnded];
+
+    /// Its name, as in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::TimedOut => "timed_out",
+            Self::NeverRan => "never_ran",
+            Self::Unbound => "unbound",
+            Self::HostEnded => "host_ended",
+        }
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 /// A snapshot, as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotView {
@@ -407,6 +474,31 @@ impl fmt::Debug for Bond {
     }
 }
 
+/// A host, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostView {
+    /// The tag of the instance, by which its objects on the host are known.
+    pub host: String,
+    /// The agent's version.
+    pub version: String,
+    /// CPUs that the agent may use.
+    pub cpus: u32,
+    /// Memory that all VMs that run may have together.
+    pub memory: Mib,
+    /// What of it those that run, or wait for somebody who wants them, may come to take.
+    pub memory_taken: Mib,
+    /// What can still be written where the instance's files are, in bytes.
+    pub disk_free_bytes: u64,
+    /// What that file system holds in all, in bytes.
+    pub disk_total_bytes: u64,
+    /// What runs new sandboxes.
+    pub vmm: Description,
+    /// What their disks are made of.
+    pub storage: Backend,
+    /// Objects of nobody that sweeps have removed since the agent began.
+    pub swept: u64,
+}
+
 /// What a sandbox takes of its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stat {
@@ -498,6 +590,11 @@ impl AgentError {
         Self { code, message: with_causes(error) }
     }
 
+    /// The agent ends, and takes no more.
+    pub fn ending() -> Self {
+        Self { code: Code::Unavailable, message: "the agent is ending".to_owned() }
+    }
+
     /// There is no such sandbox.
     pub fn unknown(id: &SandboxId) -> Self {
         Self { code: Code::NotFound, message: format!("there is no sandbox {id}; `wrenn sandbox ls` lists them") }
@@ -551,6 +648,9 @@ pub trait HostAgent: Send + Sync {
     /// One sandbox.
     async fn get(&self, id: &SandboxId) -> Result<View, AgentError>;
 
+    /// What happens to sandboxes from now on, after all that are there: in order for each, and nothing is left out.
+    async fn watch(&self) -> Result<Changes, AgentError>;
+
     /// Puts a running sandbox to rest.
     async fn pause(&self, id: &SandboxId, options: PauseOptions) -> Result<Changed, AgentError>;
 
@@ -592,6 +692,9 @@ pub trait HostAgent: Send + Sync {
 
     /// A new template from a snapshot: its disk as one image, and its memory, so that sandboxes start warm.
     async fn template_from_snapshot(&self, snapshot: &str, name: &str) -> Result<TemplateView, AgentError>;
+
+    /// The host, and what is taken of it.
+    async fn host(&self) -> Result<HostView, AgentError>;
 
     /// What a sandbox takes.
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError>;

@@ -4,9 +4,10 @@
 //! something happens. Reading order: [`host_agent`] (what can be asked), [`policy`] (what is allowed when), [`instance`]
 //! (whose host objects are whose), [`manifest`], [`generation`] and [`layers`] (what is written down), [`sandbox`] (a life, step by
 //! step), [`snapshot`] (what was captured under a name, or to start from), [`flatten`] (a template from a snapshot),
-//! [`manager`] (who owns which sandbox, and what waits), [`reconcile`] (what nobody owns any more), [`envd_client`] and
+//! `changes` (who watches) and [`manager`] (who owns which sandbox, and what waits), [`reconcile`] (what nobody owns any more), [`envd_client`] and
 //! [`guest_dial`] (the way into the guest); then [`rpc`] (the interface over a socket) and [`guest_link`] (the way into a guest from there).
 
+mod changes;
 pub mod durable;
 pub mod envd_client;
 pub mod faults;

@@ -50,8 +50,19 @@ pub enum SweepError {
 pub struct Swept {
     /// Sandboxes without an owner.
     pub sandboxes: Vec<SandboxId>,
+    /// Control groups of sandboxes that have no folder.
+    pub cgroups: Vec<SandboxId>,
+    /// Devices of disks of sandboxes that have no folder.
+    pub disks: Vec<SandboxId>,
     /// Network slots without an owner.
     pub slots: Vec<Slot>,
+}
+
+impl Swept {
+    /// How much it was.
+    pub fn count(&self) -> usize {
+        self.sandboxes.len() + self.cgroups.len() + self.disks.len() + self.slots.len()
+    }
 }
 
 /// Takes away what nobody owns, under the instance's lock. Cheap when there is nothing.
@@ -65,10 +76,10 @@ pub async fn sweep(host: &Host) -> Result<Swept, SweepError> {
         }
     }
     if let Some(cgroups) = &host.cgroups {
-        sweep_cgroups(&host.instance, cgroups)?;
+        swept.cgroups = sweep_cgroups(&host.instance, cgroups)?;
     }
     // Devices whose sandbox has no folder: somebody removed that by hand, or the disk it was on is another one now.
-    storage::dm::sweep(host.instance.tag(), &|id| host.instance.places(id).dir.exists())?;
+    swept.disks = storage::dm::sweep(host.instance.tag(), &|id| host.instance.places(id).dir.exists())?;
     swept.slots = host.network.sweep(&kept_slots(&host.instance)?).await?.removed;
     Ok(swept)
 }
@@ -132,14 +143,17 @@ fn sweep_sandbox(host: &Host, id: &SandboxId) -> Result<bool, InstanceError> {
 
 /// Groups whose sandbox has no folder, and what is around them. A sandbox's folder is made before its group, under the
 /// lock that is held here, and removed after it.
-fn sweep_cgroups(instance: &Instance, cgroups: &Cgroups) -> Result<(), CgroupError> {
+fn sweep_cgroups(instance: &Instance, cgroups: &Cgroups) -> Result<Vec<SandboxId>, CgroupError> {
+    let mut swept = Vec::new();
     for id in cgroups.sandboxes()? {
         if !instance.places(&id).dir.exists() {
             tracing::warn!(sandbox = %id, "killing what runs in a control group without a sandbox");
             cgroups.at(&id).destroy()?;
+            swept.push(id);
         }
     }
-    cgroups.tidy()
+    cgroups.tidy()?;
+    Ok(swept)
 }
 
 /// Ends shim and VMM. The shim is asked first; what still has the sandbox's spec as its argument (a shim that is stuck, or
@@ -247,7 +261,7 @@ mod tests {
         let (lost, kept) = (cgroups.create(&orphan, limits).unwrap(), cgroups.create(&owned, limits).unwrap());
         let (to_be_killed, to_live) = (start_in(&lost), start_in(&kept));
 
-        sweep_cgroups(&instance, &cgroups).unwrap();
+        assert_eq!(sweep_cgroups(&instance, &cgroups).unwrap(), [orphan]);
         assert_eq!(to_be_killed.wait().unwrap(), ExitStatus::Signalled(9));
         assert!(to_live.try_wait().unwrap().is_none());
         assert_eq!(cgroups.sandboxes().unwrap(), std::slice::from_ref(&owned));

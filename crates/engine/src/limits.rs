@@ -87,6 +87,10 @@ pub const DISK_COPY_MAX: Mib = Mib(32);
 /// Forks that may be asked for at once: as many as there are seats in no host we know.
 pub const FORKS_MAX: u32 = 1024;
 
+/// Changes of sandboxes that wait for one who watches them, before that one has to begin anew: a few for each sandbox of a large
+/// host, all of which are paused at once. One that waits takes as much as what is shown of a sandbox.
+pub const CHANGES_WAITING_MAX: usize = 8192;
+
 /// Snapshots that one instance keeps: each is looked at when they are listed.
 pub const SNAPSHOTS_MAX: usize = 4096;
 

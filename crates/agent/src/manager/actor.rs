@@ -1,7 +1,7 @@
 //! The one owner of a sandbox: a task that does one thing after the other.
 //!
 //! ```text
-//!   requests ─►┐                        ┌─► view (who looks)
+//!   requests ─►┐                        ┌─► view (who looks, who watches)
 //!   trouble  ─►├─ policy ─► step by step┤
 //!   deadline ─►┘                        └─► live (who connects)
 //! ```
@@ -9,7 +9,7 @@
 //! Whatever is asked for is checked against the state that the sandbox has when its turn comes, not when it was asked. A wish
 //! to destroy it is noticed in the middle of what waits for long. A deadline takes the same way as a request.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,7 +19,7 @@ use wrenn_engine::names::SandboxId;
 use super::seats::Seat;
 use super::{Live, Shared, create_error};
 use crate::host_agent::{
-    AgentError, Changed, Code, OnTimeout, PauseOptions, Phase, ResumeOptions, Stat, Timeout, View,
+    AgentError, Change, Changed, Code, Ended, OnTimeout, PauseOptions, Phase, ResumeOptions, Stat, Timeout, View,
 };
 use crate::manifest::{Manifest, State, unix_ms};
 use crate::policy::{self, Denied, Verb};
@@ -69,13 +69,21 @@ pub(super) enum Body {
     Gone,
 }
 
+/// What others tell an actor.
+pub(super) struct Mailbox {
+    pub(super) requests: mpsc::Receiver<Request>,
+    /// Whether somebody wants the sandbox destroyed.
+    pub(super) unwanted: watch::Receiver<bool>,
+    /// Why the first of them does.
+    pub(super) why: Arc<OnceLock<Ended>>,
+}
+
 /// The owner of one sandbox.
 pub(super) struct Actor {
     shared: Arc<Shared>,
     id: SandboxId,
     body: Body,
-    requests: mpsc::Receiver<Request>,
-    unwanted: watch::Receiver<bool>,
+    mailbox: Mailbox,
     view: watch::Sender<View>,
     live: watch::Sender<Option<Live>>,
     /// Dropped when the VM is no more: every connection ends then.
@@ -85,14 +93,15 @@ pub(super) struct Actor {
     trouble: Option<String>,
     /// Not before this time is a deadline that has passed acted upon, or a disk tried again.
     retry_at: Option<Instant>,
+    /// Why the sandbox is gone, once it is.
+    ended: Option<Ended>,
 }
 
 impl Actor {
     pub(super) fn new(
         shared: Arc<Shared>,
         body: Body,
-        requests: mpsc::Receiver<Request>,
-        unwanted: watch::Receiver<bool>,
+        mailbox: Mailbox,
     ) -> (Self, watch::Receiver<View>, watch::Receiver<Option<Live>>) {
         let manifest = body.manifest().expect("an actor has a sandbox");
         let (id, first) = (manifest.id.clone(), view_of(manifest, None));
@@ -101,14 +110,14 @@ impl Actor {
             shared,
             id,
             body,
-            requests,
-            unwanted,
+            mailbox,
             view,
             live,
             cut: None,
             seat: None,
             trouble: None,
             retry_at: None,
+            ended: None,
         };
         (actor, view_out, live_out)
     }
@@ -121,7 +130,7 @@ impl Actor {
         while !matches!(self.body, Body::Gone) {
             self.turn().await;
         }
-        self.shared.sandboxes().remove(&self.id);
+        self.shared.remove(&self.id, self.ended);
     }
 
     /// One thing that happens.
@@ -129,7 +138,7 @@ impl Actor {
         let deadline = self.deadline();
         let retry_at = self.retry_at.filter(|_| self.trouble.is_some());
         tokio::select! {
-            request = self.requests.recv() => match request {
+            request = self.mailbox.requests.recv() => match request {
                 Some(request) => self.answer(request).await,
                 // Everybody who could ask is gone, the map too: the process ends.
                 None => self.leave(),
@@ -153,7 +162,8 @@ impl Actor {
                 self.tidy().await;
             }
             Request::Destroy(reply) => {
-                let done = self.destroy().await;
+                let why = self.mailbox.why.get().copied();
+                let done = self.destroy(why.unwrap_or(Ended::Requested)).await;
                 answer(reply, done);
             }
             Request::Capture(stored, reply) => {
@@ -211,29 +221,40 @@ impl Actor {
             self.seat = None;
             self.trouble = None;
         }
-        let phase = view.phase;
-        let before = self.view.send_replace(view).phase;
-        if before != phase {
-            tracing::info!(sandbox = %self.id, from = %before, to = %phase, "state");
-        }
+        self.present(view);
     }
 
     /// What it is doing now is shown, while its body is elsewhere.
     fn show(&self, phase: Phase) {
-        self.view.send_modify(|view| view.phase = phase);
-        tracing::info!(sandbox = %self.id, to = %phase, "state");
+        let now = self.view.borrow().clone();
+        self.present(View { phase, ..now });
+    }
+
+    /// This is shown from now on to who looks, and to who watches, if it is anything new.
+    fn present(&self, view: View) {
+        let (from, to) = (self.view.borrow().phase, view.phase);
+        self.shared.announcer.tell(|| {
+            let before = self.view.send_replace(view.clone());
+            (before != view).then_some(Change::Is(view))
+        });
+        if from != to {
+            tracing::info!(sandbox = %self.id, %from, %to, "state");
+        }
     }
 
     async fn bring_up(&mut self, begun: Begun, seat: Seat, reply: Reply<Changed>) {
         self.seat = Some(seat);
-        match sandbox::finish(begun, self.unwanted.clone()).await {
+        match sandbox::finish(begun, self.mailbox.unwanted.clone()).await {
             Ok(sandbox) => {
                 let timings = sandbox.timings().to_vec();
                 self.become_body(Body::Runs(Box::new(sandbox)));
                 answer(reply, Ok(self.changed(timings)));
             }
             // Nothing is left of it; who has asked for something meanwhile is told that it is gone.
-            Err(error) => answer(reply, Err(create_error(&error))),
+            Err(error) => {
+                self.ended = Some(self.mailbox.why.get().copied().unwrap_or(Ended::NeverRan));
+                answer(reply, Err(create_error(&error)));
+            }
         }
     }
 
@@ -286,7 +307,7 @@ impl Actor {
         }
         self.show(Phase::Resuming);
         let mut watch = Stopwatch::default();
-        match resume::resume(*parts, options, &mut watch, self.unwanted.clone()).await {
+        match resume::resume(*parts, options, &mut watch, self.mailbox.unwanted.clone()).await {
             Ok(sandbox) => {
                 log_steps(&self.id, "resume", watch.timings());
                 self.become_body(Body::Runs(Box::new(sandbox)));
@@ -310,7 +331,7 @@ impl Actor {
         }
     }
 
-    async fn destroy(&mut self) -> Result<Changed, AgentError> {
+    async fn destroy(&mut self, why: Ended) -> Result<Changed, AgentError> {
         let parts = match std::mem::replace(&mut self.body, Body::Gone) {
             Body::Runs(sandbox) => sandbox.into_parts(),
             Body::Rests(parts) => *parts,
@@ -318,6 +339,7 @@ impl Actor {
         };
         self.live.send_replace(None);
         self.cut = None;
+        self.ended = Some(why);
         self.show(Phase::Destroying);
         let mut watch = Stopwatch::default();
         let destroyed = parts.destroy(&mut watch).await;
@@ -412,7 +434,11 @@ impl Actor {
         match repair(*parts).await {
             Adopted::Runs(sandbox) => self.become_body(Body::Runs(sandbox)),
             Adopted::Rests(parts) => self.become_body(Body::Rests(parts)),
-            Adopted::Gone => self.show(Phase::Destroying),
+            // It was in the middle of being destroyed, and is that now.
+            Adopted::Gone => {
+                self.ended = Some(Ended::Requested);
+                self.show(Phase::Destroying);
+            }
         }
         match self.view.borrow().clone() {
             View { phase: Phase::NeedsRepair, reason, .. } => {
@@ -499,7 +525,7 @@ impl Actor {
         tracing::info!(sandbox = %self.id, ?on_timeout, "the sandbox's time is up");
         let done = match on_timeout {
             OnTimeout::Pause => self.pause(PauseOptions::default()).await,
-            OnTimeout::Destroy => self.destroy().await,
+            OnTimeout::Destroy => self.destroy(Ended::TimedOut).await,
         };
         if let Err(error) = done {
             // Never destroyed for a pause that failed: it goes on, and it is tried again.
@@ -559,7 +585,7 @@ fn answer<T>(reply: Reply<T>, answer: Result<T, AgentError>) {
     drop(reply.send(answer));
 }
 
-fn view_of(manifest: &Manifest, trouble: Option<String>) -> View {
+pub(crate) fn view_of(manifest: &Manifest, trouble: Option<String>) -> View {
     let runs = manifest.state == State::Running;
     View {
         id: manifest.id.clone(),

@@ -3,6 +3,7 @@
 //! ```text
 //!   HostAgent ─► Manager ─┬─ map of handles      locked for a look-up, never while anything is done
 //!                         ├─ one actor per sandbox: owns it; requests queue there ([`actor`])
+//!                         ├─ announcer: tells who watches ([`crate::changes`])
 //!                         ├─ seats: memory that the VMs that run may take together ([`seats`])
 //!                         └─ reserve: sandboxes made ahead, that wait for somebody ([`reserve`])
 //! ```
@@ -19,7 +20,8 @@ mod templates;
 mod tunnel;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,25 +30,30 @@ use tokio::task::JoinSet;
 use wrenn_engine::image::{ImageError, TemplateError};
 use wrenn_engine::names::SandboxId;
 use wrenn_engine::network::Connector;
-use wrenn_engine::storage::StorageError;
+use wrenn_engine::storage::{StorageError, space};
 use wrenn_engine::units::Mib;
 
-use self::actor::{Actor, Body, Request};
+use self::actor::{Actor, Body, Mailbox, Request};
 use self::reserve::Reserve;
 use self::seats::{Seat, Seats};
+use crate::changes::Announcer;
 use crate::host::Host;
 use crate::host_agent::{
-    AgentError, Bond, Changed, Code, CreateRequest, Created, ForkRequest, Forked, Fresh, HostAgent, PauseOptions,
-    ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source, Stat, TemplateView, Timeout, Tunnel, View,
-    Warmed,
+    AgentError, Bond, Change, Changed, Changes, Code, CreateRequest, Created, Departure, Ended, ForkRequest, Forked,
+    Fresh, HostAgent, HostView, PauseOptions, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source, Stat,
+    TemplateView, Timeout, Tunnel, View, Warmed,
 };
 use crate::instance::{InstanceError, io_error};
 use crate::lock::Lock;
+use crate::manifest::unix_ms;
 use crate::policy::{self, Verb};
 use crate::reconcile::{self, SweepError};
 use crate::sandbox::adopt::{Adopted, adopt};
 use crate::sandbox::{self, Begun, Checked, CreateError, Owner, Trouble, blocking};
 use crate::snapshot::Key;
+
+#[cfg(test)]
+pub(crate) use self::actor::view_of;
 
 /// Requests that may wait for one sandbox.
 const QUEUE: usize = 64;
@@ -98,11 +105,14 @@ pub struct Manager {
 struct Shared {
     host: Arc<Host>,
     sandboxes: Mutex<BTreeMap<SandboxId, Handle>>,
+    announcer: Announcer,
     seats: Arc<Seats>,
     /// Without it nothing is made ahead.
     reserve: Option<Reserve>,
     /// Held while a snapshot gets its name.
     naming: Mutex<()>,
+    /// Objects of nobody that were removed.
+    swept: AtomicU64,
     /// Held for as long as this agent lives.
     _lock: Lock,
 }
@@ -115,6 +125,8 @@ struct Handle {
     live: watch::Receiver<Option<Live>>,
     /// Turns true when somebody wants it destroyed: whatever waits for long notices.
     unwanted: Arc<watch::Sender<bool>>,
+    /// Why the first who wants it destroyed does.
+    why: Arc<OnceLock<Ended>>,
 }
 
 /// The way into a guest that runs.
@@ -136,16 +148,17 @@ impl Manager {
         let shared = Shared {
             host: Arc::clone(&host),
             sandboxes: Mutex::default(),
+            announcer: Announcer::default(),
             seats,
             reserve,
             naming: Mutex::default(),
+            swept: AtomicU64::new(0),
             _lock: lock,
         };
         let manager = Self { shared: Arc::new(shared) };
         manager.adopt_all().await?;
-        reconcile::sweep(&host).await?;
-        host.snapshots.sweep();
-        host.warm.sweep();
+        let swept = reconcile::sweep(&host).await?.count() + host.snapshots.sweep() + host.warm.sweep();
+        manager.shared.swept.fetch_add(swept as u64, Ordering::Relaxed);
         Ok(manager)
     }
 
@@ -176,10 +189,15 @@ impl Manager {
     fn enrol(&self, body: Body) -> Handle {
         let (requests, queue) = mpsc::channel(QUEUE);
         let (unwanted, is_unwanted) = watch::channel(false);
-        let (actor, view, live) = Actor::new(Arc::clone(&self.shared), body, queue, is_unwanted);
-        let handle = Handle { requests, view, live, unwanted: Arc::new(unwanted) };
-        let id = handle.view.borrow().id.clone();
-        self.shared.sandboxes().insert(id, handle.clone());
+        let why = Arc::<OnceLock<Ended>>::default();
+        let mailbox = Mailbox { requests: queue, unwanted: is_unwanted, why: Arc::clone(&why) };
+        let (actor, view, live) = Actor::new(Arc::clone(&self.shared), body, mailbox);
+        let handle = Handle { requests, view, live, unwanted: Arc::new(unwanted), why };
+        self.shared.announcer.tell(|| {
+            let view = handle.view.borrow().clone();
+            self.shared.sandboxes().insert(view.id.clone(), handle.clone());
+            Some(Change::Is(view))
+        });
         tokio::spawn(actor.run());
         handle
     }
@@ -198,6 +216,7 @@ impl Manager {
         while let Some(end) = ends.join_next().await {
             first = first.and(end.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic())));
         }
+        self.shared.announcer.close();
         match &self.shared.host.pool {
             Some(pool) => first.and(pool.close().await.map_err(|error| AgentError::of(Code::Failed, &error))),
             None => first,
@@ -300,6 +319,40 @@ impl Shared {
         }
     }
 
+    /// The sandbox is in the list no more: it was left, or it is gone for this reason.
+    fn remove(&self, id: &SandboxId, why: Option<Ended>) {
+        self.announcer.tell(|| {
+            self.sandboxes().remove(id);
+            why.map(|why| Change::Gone(Departure { id: id.clone(), why, at_unix_ms: unix_ms() }))
+        });
+    }
+
+    /// All that are there, as they are shown.
+    fn views(&self) -> Vec<View> {
+        let mut views: Vec<View> = self.sandboxes().values().map(|handle| handle.view.borrow().clone()).collect();
+        views.sort_by_key(|view| (view.created_unix_ms, view.id.clone()));
+        views
+    }
+
+    /// Asks the file system.
+    fn host_view(&self) -> Result<HostView, AgentError> {
+        let (host, dir) = (&self.host, self.host.instance.dir());
+        let disk = space::capacity(dir).map_err(io_error("ask the free space of", dir));
+        let disk = disk.map_err(|error| AgentError::of(Code::Failed, &error))?;
+        Ok(HostView {
+            host: host.instance.tag().to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32),
+            memory: self.seats.most(),
+            memory_taken: self.seats.taken(),
+            disk_free_bytes: disk.available_bytes,
+            disk_total_bytes: disk.total_bytes,
+            vmm: host.vmm.describe().clone(),
+            storage: host.storage.backend(),
+            swept: self.swept.load(Ordering::Relaxed),
+        })
+    }
+
     /// The map; a panic elsewhere leaves it usable, each change is one call.
     fn sandboxes(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Handle>> {
         self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
@@ -318,9 +371,15 @@ impl Handle {
     }
 
     /// Destroys it, whatever it is doing. One that is gone is fine.
-    async fn destroy(&self) -> Option<Result<Changed, AgentError>> {
-        self.unwanted.send_replace(true);
+    async fn destroy(&self, why: Ended) -> Option<Result<Changed, AgentError>> {
+        self.unwant(why);
         self.ask(Request::Destroy).await
+    }
+
+    /// Somebody wants it destroyed.
+    fn unwant(&self, why: Ended) {
+        self.why.get_or_init(|| why);
+        self.unwanted.send_replace(true);
     }
 
     async fn shut_down(&self, how: Shutdown) -> Result<(), AgentError> {
@@ -332,7 +391,9 @@ impl Handle {
                 .ask(|reply| Request::Pause(PauseOptions::default(), reply))
                 .await
                 .map_or(Ok(()), |paused| paused.map(drop)),
-            Shutdown::DestroyAll => return self.destroy().await.map_or(Ok(()), |destroyed| destroyed.map(drop)),
+            Shutdown::DestroyAll => {
+                return self.destroy(Ended::HostEnded).await.map_or(Ok(()), |destroyed| destroyed.map(drop));
+            }
         };
         // One that is gone has nothing to leave.
         self.ask(Request::Leave).await;
@@ -348,7 +409,7 @@ struct Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         let handle = self.handle.clone();
-        handle.unwanted.send_replace(true);
+        handle.unwant(Ended::Unbound);
         tokio::spawn(async move { handle.ask(Request::Destroy).await });
     }
 }
@@ -363,10 +424,11 @@ impl HostAgent for Manager {
     }
 
     async fn list(&self) -> Result<Vec<View>, AgentError> {
-        let mut views: Vec<View> =
-            self.shared.sandboxes().values().map(|handle| handle.view.borrow().clone()).collect();
-        views.sort_by_key(|view| (view.created_unix_ms, view.id.clone()));
-        Ok(views)
+        Ok(self.shared.views())
+    }
+
+    async fn watch(&self) -> Result<Changes, AgentError> {
+        self.shared.announcer.watch(|| self.shared.views())
     }
 
     async fn get(&self, id: &SandboxId) -> Result<View, AgentError> {
@@ -385,7 +447,7 @@ impl HostAgent for Manager {
         let handle = self.handle(id)?;
         // One that goes before it gets to the request, for any reason, is gone as was wished.
         let gone = || Changed { view: handle.view.borrow().clone(), timings: Vec::new() };
-        handle.destroy().await.unwrap_or_else(|| Ok(gone()))
+        handle.destroy(Ended::Requested).await.unwrap_or_else(|| Ok(gone()))
     }
 
     async fn set_timeout(&self, id: &SandboxId, timeout: Timeout) -> Result<View, AgentError> {
@@ -432,6 +494,11 @@ impl HostAgent for Manager {
 
     async fn template_from_snapshot(&self, snapshot: &str, name: &str) -> Result<TemplateView, AgentError> {
         self.flatten(snapshot, name).await
+    }
+
+    async fn host(&self) -> Result<HostView, AgentError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || shared.host_view()).await
     }
 
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError> {

@@ -41,6 +41,11 @@ impl Seats {
         self.most
     }
 
+    /// How much is given out.
+    pub(super) fn taken(&self) -> Mib {
+        *self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A share for a VM with so much memory.
     pub(super) fn take(self: &Arc<Self>, memory: Mib) -> Result<Seat, AgentError> {
         let size = Mib(memory.0.saturating_add(limits::VMM_MEMORY_TYPICAL.0));
@@ -84,6 +89,7 @@ mod tests {
         let seats = Arc::new(Seats::new(Mib(2 * (100 + overhead))));
         let first = seats.take(Mib(100)).unwrap();
         let second = seats.take(Mib(100)).unwrap();
+        assert_eq!(seats.taken(), seats.most());
         let error = seats.take(Mib(0)).unwrap_err();
         assert_eq!(error.code, Code::Exhausted);
         assert!(error.message.contains("pause or destroy"), "{error}");
@@ -91,6 +97,7 @@ mod tests {
         let adopted = seats.insist(Mib(1000));
         assert!(seats.take(Mib(0)).is_err(), "what runs already counts");
         drop((second, adopted));
+        assert_eq!(seats.taken(), Mib(0));
         drop(seats.take(Mib(200)).unwrap());
         assert!(seats.take(Mib(u32::MAX)).is_err());
     }

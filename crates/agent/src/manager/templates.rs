@@ -85,7 +85,7 @@ impl Manager {
     fn users_of(&self, name: &str) -> Result<Vec<String>, AgentError> {
         let host = &self.shared.host;
         let id = host.images.template(name).map_err(|error| image_error(&error))?.id;
-        let views = self.shared.sandboxes().values().map(|handle| handle.view.borrow().clone()).collect::<Vec<_>>();
+        let views = self.shared.views();
         let sandboxes = views.iter().filter(|view| view.template == id).map(|view| format!("the sandbox {}", view.id));
         let snapshots = host.snapshots.records().into_iter().filter(|(_, record)| record.template == id);
         let snapshots =

@@ -12,10 +12,11 @@ use wrenn_engine::storage::Backend;
 use wrenn_engine::units::Mib;
 use wrenn_engine::vmm::{Accel, Description, DriverKind};
 
+use crate::changes::Announcer;
 use crate::host_agent::{
-    AgentError, Bond, Changed, Code, CreateRequest, Created, ForkRequest, Forked, Fresh, HostAgent, OnTimeout,
-    PauseOptions, Phase, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source, Start, Stat, TemplateView,
-    Timeout, Tunnel, View, WarmView, Warmed,
+    AgentError, Bond, Change, Changed, Changes, Code, CreateRequest, Created, Departure, Ended, ForkRequest, Forked,
+    Fresh, HostAgent, HostView, PauseOptions, Phase, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source,
+    Start, Stat, TemplateView, Timeout, Tunnel, View, WarmView, Warmed,
 };
 use crate::policy::{self, Verb};
 use crate::sandbox::{Shape, Timing};
@@ -49,6 +50,52 @@ struct Inner {
     templates: Mutex<BTreeMap<String, TemplateView>>,
     /// Told whenever a bond was dropped.
     released: Notify,
+    announcer: Announcer,
+}
+
+impl Inner {
+    fn sandboxes(&self) -> MutexGuard<'_, BTreeMap<SandboxId, View>> {
+        self.sandboxes.lock().unwrap()
+    }
+
+    /// A new sandbox.
+    fn add(&self, view: View) {
+        self.announcer.tell(|| {
+            self.sandboxes().insert(view.id.clone(), view.clone());
+            Some(Change::Is(view))
+        });
+    }
+
+    /// What becomes of a sandbox, if it may.
+    fn change(
+        &self,
+        id: &SandboxId,
+        verb: Verb,
+        phase: Phase,
+        amend: impl FnOnce(&mut View),
+    ) -> Result<View, AgentError> {
+        let mut changed = Err(AgentError::unknown(id));
+        self.announcer.tell(|| {
+            let mut sandboxes = self.sandboxes();
+            let view = sandboxes.get_mut(id)?;
+            changed = policy::check(view.phase, verb).map_err(AgentError::from).map(|()| {
+                view.phase = phase;
+                view.revision += 1;
+                amend(view);
+                view.clone()
+            });
+            changed.as_ref().ok().cloned().map(Change::Is)
+        });
+        changed
+    }
+
+    /// A sandbox is gone.
+    fn remove(&self, id: &SandboxId, why: Ended) {
+        self.announcer.tell(|| {
+            let view = self.sandboxes().remove(id)?;
+            Some(Change::Gone(Departure { id: view.id, why, at_unix_ms: EPOCH_MS }))
+        });
+    }
 }
 
 /// Destroys its sandbox when it is dropped.
@@ -56,7 +103,7 @@ struct Guard(Arc<Inner>, SandboxId);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.0.sandboxes.lock().unwrap().remove(&self.1);
+        self.0.remove(&self.1, Ended::Unbound);
         self.0.released.notify_one();
     }
 }
@@ -84,7 +131,7 @@ impl Fake {
 
     /// How many sandboxes there are.
     pub fn count(&self) -> usize {
-        self.inner.sandboxes.lock().unwrap().len()
+        self.inner.sandboxes().len()
     }
 
     async fn pass_gate(&self) {
@@ -98,20 +145,35 @@ impl Fake {
         self.failures.lock().unwrap().pop_front().map_or(Ok(()), Err)
     }
 
-    fn change(&self, id: &SandboxId, verb: Verb, phase: Phase) -> Result<Changed, AgentError> {
+    /// The agent ends: nothing happens any more.
+    pub fn end(&self) {
+        self.inner.announcer.close();
+    }
+
+    fn change(
+        &self,
+        id: &SandboxId,
+        verb: Verb,
+        phase: Phase,
+        amend: impl FnOnce(&mut View),
+    ) -> Result<Changed, AgentError> {
         self.failure()?;
-        let mut sandboxes = self.inner.sandboxes.lock().unwrap();
-        let view = sandboxes.get_mut(id).ok_or_else(|| AgentError::unknown(id))?;
-        policy::check(view.phase, verb)?;
-        view.phase = phase;
-        view.revision += 1;
-        Ok(Changed { view: view.clone(), timings: vec![timing(phase.as_str())] })
+        let view = self.inner.change(id, verb, phase, amend)?;
+        Ok(Changed { view, timings: vec![timing(phase.as_str())] })
+    }
+
+    /// As it comes back from rest, or from a snapshot.
+    fn come_back(&self, id: &SandboxId, verb: Verb, options: ResumeOptions) -> Result<Changed, AgentError> {
+        self.change(id, verb, Phase::Running, |view| {
+            view.deadline_unix_ms = options.timeout.map(deadline);
+            view.reason = Some(format!("ready within {:?}", options.ready_limit));
+        })
     }
 
     /// The sandbox, if it can be captured now.
     fn captured(&self, id: &SandboxId) -> Result<View, AgentError> {
         self.failure()?;
-        let view = self.inner.sandboxes.lock().unwrap().get(id).cloned().ok_or_else(|| AgentError::unknown(id))?;
+        let view = self.inner.sandboxes().get(id).cloned().ok_or_else(|| AgentError::unknown(id))?;
         policy::check(view.phase, Verb::Capture)?;
         Ok(view)
     }
@@ -135,26 +197,29 @@ impl Fake {
 
     /// The next child of `parent`.
     fn child(&self, parent: &View, request: &ForkRequest) -> Result<Changed, AgentError> {
-        let mut sandboxes = self.inner.sandboxes.lock().unwrap();
-        if self.room.is_some_and(|room| sandboxes.len() >= room) {
+        if self.room.is_some_and(|room| self.count() >= room) {
             return Err(AgentError { code: Code::Exhausted, message: "no room".to_owned() });
         }
-        let number = u8::try_from(sandboxes.len()).unwrap();
+        let number = u8::try_from(self.count()).unwrap();
         let metadata = if request.metadata.is_empty() { &parent.metadata } else { &request.metadata };
         let view = View {
             id: SandboxId::from_random([number; 18]),
             revision: 1,
             phase: Phase::Running,
-            deadline_unix_ms: request.timeout.map(|timeout| EPOCH_MS + timeout.as_millis() as u64),
+            deadline_unix_ms: request.timeout.map(deadline),
             start: Start::Warm,
             metadata: metadata.clone(),
             attributes: request.attributes.clone(),
             access_token: format!("secret {number}"),
             ..parent.clone()
         };
-        sandboxes.insert(view.id.clone(), view.clone());
+        self.inner.add(view.clone());
         Ok(Changed { view, timings: vec![timing("restore")] })
     }
+}
+
+fn deadline(timeout: Duration) -> u64 {
+    EPOCH_MS + timeout.as_millis() as u64
 }
 
 fn timing(phase: &'static str) -> Timing {
@@ -185,7 +250,7 @@ pub fn view(number: u8, request: &CreateRequest) -> View {
         phase: Phase::Running,
         reason: None,
         created_unix_ms: EPOCH_MS + u64::from(number),
-        deadline_unix_ms: request.wishes.timeout.map(|timeout| EPOCH_MS + timeout.as_millis() as u64),
+        deadline_unix_ms: request.wishes.timeout.map(deadline),
         on_timeout: request.wishes.on_timeout,
         template,
         kernel: "6.12".to_owned(),
@@ -233,6 +298,22 @@ pub fn template_view(name: &str, of: &SnapshotView) -> TemplateView {
     }
 }
 
+/// The host, of which so much memory is taken.
+pub fn host_view(memory_taken: Mib) -> HostView {
+    HostView {
+        host: "fake".to_owned(),
+        version: "0.0.0-fake".to_owned(),
+        cpus: 8,
+        memory: Mib(64 * 1024),
+        memory_taken,
+        disk_free_bytes: 300 << 30,
+        disk_total_bytes: 1 << 40,
+        vmm: vmm(),
+        storage: Backend::Qcow2,
+        swept: 3,
+    }
+}
+
 /// A warm image.
 pub fn warm_view(vcpus: u32, memory: Mib, disk: Mib) -> WarmView {
     let key = format!("{vcpus}-{memory}-{disk}");
@@ -254,7 +335,7 @@ impl HostAgent for Fake {
                 view = View { template, vcpus, memory, disk, start: Start::Warm, ..view };
             }
         }
-        self.inner.sandboxes.lock().unwrap().insert(view.id.clone(), view.clone());
+        self.inner.add(view.clone());
         let bond = request.wishes.bound.then(|| Bond::new(Guard(Arc::clone(&self.inner), view.id.clone())));
         *self.asked.lock().unwrap() = Some(request);
         Ok(Created { changed: Changed { view, timings: vec![timing("disk"), timing("boot")] }, bond })
@@ -262,43 +343,47 @@ impl HostAgent for Fake {
 
     async fn list(&self) -> Result<Vec<View>, AgentError> {
         self.failure()?;
-        Ok(self.inner.sandboxes.lock().unwrap().values().cloned().collect())
+        Ok(self.inner.sandboxes().values().cloned().collect())
+    }
+
+    async fn watch(&self) -> Result<Changes, AgentError> {
+        self.failure()?;
+        self.inner.announcer.watch(|| self.inner.sandboxes().values().cloned().collect())
     }
 
     async fn get(&self, id: &SandboxId) -> Result<View, AgentError> {
         self.failure()?;
-        self.inner.sandboxes.lock().unwrap().get(id).cloned().ok_or_else(|| AgentError::unknown(id))
+        self.inner.sandboxes().get(id).cloned().ok_or_else(|| AgentError::unknown(id))
     }
 
     async fn pause(&self, id: &SandboxId, options: PauseOptions) -> Result<Changed, AgentError> {
         self.pass_gate().await;
-        let mut changed = self.change(id, Verb::Pause, Phase::Paused)?;
-        changed.view.reason = options.disk_only.then(|| "disk only".to_owned());
-        Ok(changed)
+        self.change(id, Verb::Pause, Phase::Paused, |view| {
+            view.deadline_unix_ms = None;
+            view.reason = options.disk_only.then(|| "disk only".to_owned());
+        })
     }
 
     async fn resume(&self, id: &SandboxId, options: ResumeOptions) -> Result<Changed, AgentError> {
-        let mut changed = self.change(id, Verb::Resume, Phase::Running)?;
-        changed.view.deadline_unix_ms = options.timeout.map(|timeout| timeout.as_millis() as u64);
-        changed.view.reason = Some(format!("ready within {:?}", options.ready_limit));
-        Ok(changed)
+        self.come_back(id, Verb::Resume, options)
     }
 
     async fn destroy(&self, id: &SandboxId) -> Result<Changed, AgentError> {
-        let changed = self.change(id, Verb::Destroy, Phase::Destroying)?;
-        self.inner.sandboxes.lock().unwrap().remove(id);
+        let changed = self.change(id, Verb::Destroy, Phase::Destroying, |_| {})?;
+        self.inner.remove(id, Ended::Requested);
         Ok(changed)
     }
 
     async fn set_timeout(&self, id: &SandboxId, timeout: Timeout) -> Result<View, AgentError> {
-        let mut view = self.change(id, Verb::SetTimeout, Phase::Running)?.view;
-        view.deadline_unix_ms = timeout.after.map(|after| after.as_millis() as u64);
-        view.on_timeout = timeout.on_timeout.unwrap_or(OnTimeout::Pause);
-        Ok(view)
+        let changed = self.change(id, Verb::SetTimeout, Phase::Running, |view| {
+            view.deadline_unix_ms = timeout.after.map(deadline);
+            view.on_timeout = timeout.on_timeout.unwrap_or(view.on_timeout);
+        });
+        Ok(changed?.view)
     }
 
     async fn repair(&self, id: &SandboxId) -> Result<Changed, AgentError> {
-        self.change(id, Verb::Repair, Phase::Paused)
+        self.change(id, Verb::Repair, Phase::Paused, |view| view.reason = None)
     }
 
     async fn snapshot(&self, id: &SandboxId, request: SnapshotRequest) -> Result<Snapshotted, AgentError> {
@@ -336,10 +421,7 @@ impl HostAgent for Fake {
         if found.sandbox != *id {
             return Err(AgentError { code: Code::Invalid, message: format!("`{snapshot}` is none of {id}") });
         }
-        let mut changed = self.change(id, Verb::RollBack, Phase::Running)?;
-        changed.view.deadline_unix_ms = options.timeout.map(|timeout| timeout.as_millis() as u64);
-        changed.view.reason = Some(format!("ready within {:?}", options.ready_limit));
-        Ok(changed)
+        self.come_back(id, Verb::RollBack, options)
     }
 
     async fn templates(&self) -> Result<Vec<TemplateView>, AgentError> {
@@ -372,6 +454,13 @@ impl HostAgent for Fake {
         let view = template_view(name, &self.found(snapshot)?);
         self.lock_templates().insert(name.to_owned(), view.clone());
         Ok(view)
+    }
+
+    async fn host(&self) -> Result<HostView, AgentError> {
+        self.failure()?;
+        let takes = |view: &View| matches!(view.phase, Phase::Running | Phase::Capturing).then_some(view.memory.0);
+        let taken = self.inner.sandboxes().values().filter_map(takes).fold(0, u32::saturating_add);
+        Ok(host_view(Mib(taken)))
     }
 
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError> {

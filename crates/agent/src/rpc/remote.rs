@@ -6,32 +6,35 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use connectrpc::client::{ClientConfig, ClientTransport, Http2Connection, ServerStream, SharedHttp2Connection};
+use futures::StreamExt as _;
 use http::Uri;
 use serde::de::DeserializeOwned;
 use tokio::task::AbortHandle;
 use wrenn_engine::names::SandboxId;
 use wrenn_proto::hostagent as wire;
-use wrenn_proto::hostagent::__buffa::view::CreateResponseView;
+use wrenn_proto::hostagent::__buffa::view::{CreateResponseView, WatchResponseView};
 use wrenn_proto::hostagent::{HasMessageView, MessageView};
 
 use super::wire::{
-    Forks, agent_error, changed, create_request, fork_request, resume_request, rollback_request, snapshot_request,
-    snapshot_view, snapshotted, template_view, timeout_request, view, warm_request, warmed,
+    Forks, agent_error, change, changed, create_request, fork_request, host_view, resume_request, rollback_request,
+    snapshot_request, snapshot_view, snapshotted, template_view, timeout_request, view, warm_request, warmed,
 };
 use super::{limits, tunnel};
 use crate::host_agent::{
-    AgentError, Bond, Changed, Code, CreateRequest, Created, ForkRequest, Forked, Fresh, HostAgent, PauseOptions,
-    ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Stat, TemplateView, Timeout, Tunnel, View, Warmed,
+    AgentError, Bond, Change, Changed, Changes, Code, CreateRequest, Created, ForkRequest, Forked, Fresh, HostAgent,
+    HostView, PauseOptions, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Stat, TemplateView, Timeout,
+    Tunnel, View, Warmed,
 };
 
 type Body = <SharedHttp2Connection as ClientTransport>::ResponseBody;
+type Client = wire::HostAgentClient<SharedHttp2Connection>;
 
 /// The agent that listens on a socket. Cheap to clone; one connection for its calls, made again when it broke, and one for
-/// each tunnel.
+/// each tunnel and each watch.
 #[derive(Clone)]
 pub struct Remote {
     socket: PathBuf,
-    client: wire::HostAgentClient<SharedHttp2Connection>,
+    client: Client,
 }
 
 impl fmt::Debug for Remote {
@@ -48,19 +51,24 @@ impl Remote {
 
     /// Within a runtime, which drives the connection.
     pub(super) fn new(socket: &Path) -> Self {
-        let authority = Uri::from_static("http://agent");
-        let connection = Http2Connection::lazy_unix(socket, authority.clone()).shared(limits::STREAMS_MAX as usize);
-        let config = ClientConfig::new(authority)
-            .proto()
-            .with_default_max_message_size(limits::MESSAGE_BYTES_MAX)
-            .with_default_element_memory_limit(limits::MESSAGE_MEMORY_MAX);
-        Self { socket: socket.to_owned(), client: wire::HostAgentClient::new(connection, config) }
+        Self { socket: socket.to_owned(), client: client(socket) }
     }
 
     /// Where it listens.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
+}
+
+/// A connection of its own, which is made with the first call.
+fn client(socket: &Path) -> Client {
+    let authority = Uri::from_static("http://agent");
+    let connection = Http2Connection::lazy_unix(socket, authority.clone()).shared(limits::STREAMS_MAX as usize);
+    let config = ClientConfig::new(authority)
+        .proto()
+        .with_default_max_message_size(limits::MESSAGE_BYTES_MAX)
+        .with_default_element_memory_limit(limits::MESSAGE_MEMORY_MAX);
+    wire::HostAgentClient::new(connection, config)
 }
 
 /// The next message of a stream.
@@ -113,6 +121,16 @@ fn new_template(message: wire::TemplateFromSnapshotResponse) -> Option<wire::Tem
     }
 }
 
+/// What happens next. A watch never ends without an error.
+async fn next_change(stream: &mut ServerStream<Body, WatchResponseView<'static>>) -> Result<Change, AgentError> {
+    while let Some(message) = next::<_, wire::WatchResponse>(stream).await? {
+        if let Some(change) = message.event.map_or(Ok(None), change)? {
+            return Ok(change);
+        }
+    }
+    Err(AgentError { code: Code::Unavailable, message: "the agent has ended the watch".to_owned() })
+}
+
 /// Holds the stream that holds the sandbox.
 struct Hold(AbortHandle);
 
@@ -147,6 +165,22 @@ impl HostAgent for Remote {
             views.push(view(message.sandbox.into_option())?);
         }
         Ok(views)
+    }
+
+    /// Over a connection of its own: what who watches has not read yet must not keep calls from being answered.
+    async fn watch(&self) -> Result<Changes, AgentError> {
+        let client = client(&self.socket);
+        let mut stream = client.watch(wire::WatchRequest {}).await.map_err(agent_error)?;
+        // The first is told at once; where the agent refuses, that is told in its place.
+        let first = next_change(&mut stream).await?;
+        let later = futures::stream::unfold(Some((client, stream)), |watched| async move {
+            let (client, mut stream) = watched?;
+            match next_change(&mut stream).await {
+                Ok(change) => Some((Ok(change), Some((client, stream)))),
+                Err(error) => Some((Err(error), None)),
+            }
+        });
+        Ok(futures::stream::iter([Ok(first)]).chain(later).boxed())
     }
 
     async fn get(&self, id: &SandboxId) -> Result<View, AgentError> {
@@ -242,6 +276,10 @@ impl HostAgent for Remote {
         let request = wire::TemplateFromSnapshotRequest { snapshot: snapshot.to_owned(), name: name.to_owned() };
         let mut stream = self.client.template_from_snapshot(request).await.map_err(agent_error)?;
         template_view(Some(answer("template from snapshot", &mut stream, new_template).await?))
+    }
+
+    async fn host(&self) -> Result<HostView, AgentError> {
+        host_view(self.client.host(wire::HostRequest {}).await.map_err(agent_error)?.into_owned())
     }
 
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError> {

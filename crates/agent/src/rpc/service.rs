@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use wrenn_engine::limits::CONSOLE_RING_BYTES;
 use wrenn_proto::hostagent as wire;
 
-use super::stream::{Call, Making, ending, long};
+use super::stream::{Call, Making, long, watching};
 use super::wire::{
     checked_create, checked_fork, checked_from_snapshot, checked_resume, checked_rollback, checked_snapshot,
     checked_timeout, checked_warm, fork_events, sandbox_id, snapshot_name, template_name,
@@ -40,7 +40,7 @@ impl Service {
     {
         let (agent, places) = (Arc::clone(&self.agent), Arc::clone(&self.places));
         Call::new(tokio::spawn(async move {
-            let _place = places.acquire().await.map_err(|_closed| ending())?;
+            let _place = places.acquire().await.map_err(|_closed| AgentError::ending())?;
             call(agent).await
         }))
     }
@@ -66,6 +66,15 @@ impl wire::HostAgent for Service {
         let answers =
             views.into_iter().map(|view| Ok(wire::ListResponse { sandbox: wire::Sandbox::from(view).into() }));
         Response::stream_ok(futures::stream::iter(answers))
+    }
+
+    async fn watch(
+        &self,
+        _: RequestContext,
+        _: ServiceRequest<'_, wire::WatchRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<wire::WatchResponse> + Send + use<>>> {
+        let changes = self.begin(|agent| async move { agent.watch().await }).answer().await?;
+        Response::stream_ok(watching(changes, self.ending.clone()))
     }
 
     async fn get<'a>(
@@ -129,6 +138,15 @@ impl wire::HostAgent for Service {
         let id = sandbox_id(request.id)?;
         let changed = self.begin(|agent| async move { agent.repair(&id).await }).answer().await?;
         Response::ok(wire::RepairResponse { changed: wire::Changed::from(changed).into() })
+    }
+
+    async fn host<'a>(
+        &'a self,
+        _: RequestContext,
+        _: ServiceRequest<'_, wire::HostRequest>,
+    ) -> ServiceResult<impl Encodable<wire::HostResponse> + Send + use<'a>> {
+        let view = self.begin(|agent| async move { agent.host().await }).answer().await?;
+        Response::ok(wire::HostResponse::from(view))
     }
 
     async fn stat<'a>(

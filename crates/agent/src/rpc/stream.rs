@@ -8,19 +8,15 @@
 //! ```
 
 use connectrpc::ConnectError;
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use wrenn_proto::hostagent as wire;
 
 use super::limits;
-use crate::host_agent::{AgentError, Bond, Code, Created};
-
-/// The agent ends, and takes no more.
-pub(super) fn ending() -> AgentError {
-    AgentError { code: Code::Unavailable, message: "the agent is ending".to_owned() }
-}
+use super::wire::change_event;
+use crate::host_agent::{AgentError, Bond, Changes, Code, Created};
 
 /// A call that is under way, and goes on when this is dropped.
 pub(super) struct Call<T>(JoinHandle<Result<T, AgentError>>);
@@ -55,6 +51,28 @@ pub(super) fn long<T: Send + 'static, E: Send + 'static>(
         }
     });
     waiting.flat_map(futures::stream::iter)
+}
+
+/// The stream of one Watch: what happens, keepalives while nothing does, and an error at its end, also when the agent ends.
+pub(super) fn watching(
+    changes: Changes,
+    ending: watch::Receiver<bool>,
+) -> impl Stream<Item = Result<wire::WatchResponse, ConnectError>> + Send {
+    let events = futures::stream::unfold(Some((changes, ending)), |watched| async move {
+        let (mut changes, mut ending) = watched?;
+        let next = tokio::select! {
+            biased;
+            () = super::ends(&mut ending) => Ok(Some(Err(AgentError::ending()))),
+            next = timeout(limits::KEEPALIVE_EVERY, changes.next()) => next,
+        };
+        match next {
+            Err(_elapsed) => Some((Ok(wire::KeepAlive {}.into()), Some((changes, ending)))),
+            Ok(Some(Ok(change))) => Some((Ok(change_event(change)), Some((changes, ending)))),
+            Ok(Some(Err(error))) => Some((Err(error.into()), None)),
+            Ok(None) => None,
+        }
+    });
+    events.map_ok(|event| wire::WatchResponse { event: Some(event) })
 }
 
 /// The stream of one Create.
@@ -99,7 +117,7 @@ impl Making {
                 Err(_elapsed) => Some(Ok(keepalive())),
                 Ok(()) => {
                     self.stage = Stage::Over;
-                    Some(Err(ending().into()))
+                    Some(Err(AgentError::ending().into()))
                 }
             },
         }
@@ -144,9 +162,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_watch_on_which_nothing_happens_says_that_it_is_alive_until_the_agent_ends() {
+        let (end, ending) = watch::channel(false);
+        let stream = watching(futures::stream::pending().boxed(), ending);
+        tokio::pin!(stream);
+        for _ in 0..3 {
+            let begun = tokio::time::Instant::now();
+            let event = stream.next().await.unwrap().unwrap().event;
+            assert!(matches!(event, Some(wire::watch_response::Event::Keepalive(_))));
+            assert!(begun.elapsed() >= KEEPALIVE_EVERY);
+        }
+        end.send_replace(true);
+        let rest: Vec<_> = stream.collect().await;
+        assert_eq!(rest.len(), 1);
+        assert_eq!(rest[0].as_ref().unwrap_err().message.as_deref(), Some("the agent is ending"));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_long_call_that_fails_ends_with_its_error() {
         let (answer, stream) = begin();
-        answer.send(Err(ending())).unwrap();
+        answer.send(Err(AgentError::ending())).unwrap();
         let all: Vec<_> = stream.collect().await;
         assert_eq!(all.len(), 1);
         assert_eq!(all[0].as_ref().unwrap_err().message.as_deref(), Some("the agent is ending"));

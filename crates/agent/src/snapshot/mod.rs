@@ -351,19 +351,27 @@ impl Shelf {
     }
 
     /// Throws away what was begun and what was half removed, but for what `lock` does not let have: somebody is making it. What
-    /// cannot be removed is logged, and tried again the next time.
-    fn sweep<T>(&self, lock: impl Fn(&str) -> Option<T>) {
-        let Ok(entries) = fs::read_dir(&self.0) else { return };
+    /// cannot be removed is logged, and tried again the next time. Answers how much it was.
+    fn sweep<T>(&self, lock: impl Fn(&str) -> Option<T>) -> usize {
+        let Ok(entries) = fs::read_dir(&self.0) else { return 0 };
+        let mut swept = 0;
         for entry in entries.flatten() {
             let name = entry.file_name();
             let half = |end| name.to_str().and_then(|name| name.strip_suffix(end));
             let unfinished = half(Self::UNFINISHED).map(&lock);
             let is_half = matches!(unfinished, Some(Some(_))) || half(Self::REMOVED).is_some();
-            if is_half && let Err(error) = remove(&entry.path()) {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(path = %entry.path().display(), error, "cannot remove half a snapshot");
+            if !is_half {
+                continue;
+            }
+            match remove(&entry.path()) {
+                Ok(()) => swept += 1,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(path = %entry.path().display(), error, "cannot remove half a snapshot");
+                }
             }
         }
+        swept
     }
 }
 

@@ -68,9 +68,9 @@ impl Snapshots {
         self.0.remove(id.as_str())
     }
 
-    /// Throws away what a crash left half made or half removed.
-    pub fn sweep(&self) {
-        self.0.sweep(|_| Some(()));
+    /// Throws away what a crash left half made or half removed; answers how much it was.
+    pub fn sweep(&self) -> usize {
+        self.0.sweep(|_| Some(()))
     }
 }
 
@@ -116,8 +116,8 @@ mod tests {
         let folder = begun.stored().path().to_owned();
         std::mem::forget(begun);
         assert!(folder.exists());
-        snapshots.sweep();
-        assert!(!folder.exists());
+        assert_eq!(snapshots.sweep(), 1);
+        assert!(!folder.exists() && snapshots.sweep() == 0);
         drop(snapshots.begin(&id).unwrap());
         assert!(!folder.exists(), "one that is not finished is thrown away");
     }

@@ -103,9 +103,9 @@ impl WarmImages {
         }
     }
 
-    /// Throws away what a crash left half made or half removed; what somebody is making is left alone.
-    pub fn sweep(&self) {
-        self.0.sweep(|name| self.lock(name).ok().flatten());
+    /// Throws away what a crash left half made or half removed; what somebody is making is left alone. Answers how much it was.
+    pub fn sweep(&self) -> usize {
+        self.0.sweep(|name| self.lock(name).ok().flatten())
     }
 
     /// The right to make the one called `name`; `None` while somebody else has it.

@@ -185,8 +185,23 @@ impl MemoryInfo {
 
 /// What can still be written into the file system of `folder` by those who are not root's exception: in bytes.
 pub fn available_bytes(folder: &Path) -> io::Result<u64> {
+    Ok(capacity(folder)?.available_bytes)
+}
+
+/// How large a file system is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// What can still be written by those who are not root's exception, in bytes.
+    pub available_bytes: u64,
+    /// What it holds in all, in bytes.
+    pub total_bytes: u64,
+}
+
+/// How large the file system of `folder` is.
+pub fn capacity(folder: &Path) -> io::Result<Capacity> {
     let statistics = rustix::fs::statvfs(folder)?;
-    Ok(statistics.f_bavail.saturating_mul(statistics.f_frsize))
+    let bytes = |blocks: u64| blocks.saturating_mul(statistics.f_frsize);
+    Ok(Capacity { available_bytes: bytes(statistics.f_bavail), total_bytes: bytes(statistics.f_blocks) })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod snapshots;
 mod templates;
+mod watching;
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -127,20 +128,21 @@ async fn every_call_reaches_the_agent() {
     let remote = &world.remote;
     assert_eq!(remote.list().await.unwrap(), [one.clone(), two.clone()]);
     assert_eq!(remote.get(&two.id).await.unwrap(), two);
+    assert_eq!(remote.host().await.unwrap(), fake::host_view(Mib(512)));
     assert_eq!(remote.stat(&one.id).await.unwrap().memory_bytes, Some(1 << 40));
     assert_eq!(remote.stat(&one.id).await.unwrap().cpu_ms, None);
     assert_eq!(remote.console(&one.id, 7).await.unwrap(), b"login: ");
     assert_eq!(remote.console(&one.id, u32::MAX).await.unwrap(), b"\xffboot\nlogin: ");
     let after = Timeout { after: Some(Duration::from_secs(3)), on_timeout: Some(OnTimeout::Destroy) };
     let view = remote.set_timeout(&one.id, after).await.unwrap();
-    assert_eq!((view.deadline_unix_ms, view.on_timeout), (Some(3000), OnTimeout::Destroy));
+    assert_eq!((view.deadline_unix_ms, view.on_timeout), (Some(1_700_000_003_000), OnTimeout::Destroy));
     let view = remote.set_timeout(&one.id, Timeout::default()).await.unwrap();
-    assert_eq!((view.deadline_unix_ms, view.on_timeout), (None, OnTimeout::Pause), "as it was");
+    assert_eq!((view.deadline_unix_ms, view.on_timeout), (None, OnTimeout::Destroy), "as it was");
     let changed = remote.pause(&one.id, PauseOptions { disk_only: true }).await.unwrap();
     assert_eq!((changed.view.phase, changed.view.reason.as_deref()), (Phase::Paused, Some("disk only")));
     let options = ResumeOptions { ready_limit: Duration::from_secs(7), timeout: Some(Duration::from_secs(9)) };
     let view = remote.resume(&one.id, options).await.unwrap().view;
-    assert_eq!((view.deadline_unix_ms, view.reason.as_deref()), (Some(9000), Some("ready within 7s")));
+    assert_eq!((view.deadline_unix_ms, view.reason.as_deref()), (Some(1_700_000_009_000), Some("ready within 7s")));
     assert_eq!(remote.destroy(&one.id).await.unwrap().view.phase, Phase::Destroying);
     assert_eq!(remote.list().await.unwrap(), [two]);
 }

@@ -2,6 +2,7 @@
 //!
 //! Here is what they have in common: what is malformed, what is too much, and errors.
 
+mod host;
 mod sandbox;
 mod snapshot;
 mod template;
@@ -23,9 +24,10 @@ use crate::host_agent::{AgentError, Code};
 use crate::sandbox::Timing;
 use crate::snapshot::check_name;
 
+pub(super) use host::host_view;
 pub(super) use sandbox::{
-    changed, checked_create, checked_resume, checked_timeout, create_request, resume_request, sandbox_id,
-    timeout_request, view,
+    change, change_event, changed, checked_create, checked_resume, checked_timeout, create_request, resume_request,
+    sandbox_id, timeout_request, view,
 };
 pub(super) use snapshot::{
     Forks, checked_fork, checked_rollback, checked_snapshot, fork_events, fork_request, rollback_request,

@@ -11,7 +11,8 @@ use super::{
     Malformed, Problems, invalid, malformed, millis, missing, parse, timings_in, timings_out, vmm_in, vmm_out,
 };
 use crate::host_agent::{
-    AgentError, Changed, CreateRequest, OnTimeout, Phase, ResumeOptions, Source, Start, Stat, Timeout, View, Wishes,
+    AgentError, Change, Changed, CreateRequest, Departure, Ended, OnTimeout, Phase, ResumeOptions, Source, Start, Stat,
+    Timeout, View, Wishes,
 };
 
 // ---- enums -----------------------------------------------------------------------------------------------------------
@@ -150,6 +151,33 @@ impl From<Changed> for wire::Changed {
 pub(in crate::rpc) fn changed(changed: Option<wire::Changed>) -> Result<Changed, AgentError> {
     let changed = changed.ok_or_else(|| missing("changed"))?;
     Ok(Changed { view: view(changed.sandbox.into_option())?, timings: timings_in(changed.timings) })
+}
+
+/// What happened, as it goes out.
+pub(in crate::rpc) fn change_event(change: Change) -> wire::watch_response::Event {
+    match change {
+        Change::Is(view) => wire::Sandbox::from(view).into(),
+        Change::Complete => wire::watch_response::Complete {}.into(),
+        Change::Gone(Departure { id, why, at_unix_ms }) => {
+            wire::Departure { id: id.to_string(), why: why.as_str().to_owned(), at_unix_ms }.into()
+        }
+    }
+}
+
+/// What happened; `None` where nothing did.
+pub(in crate::rpc) fn change(event: wire::watch_response::Event) -> Result<Option<Change>, AgentError> {
+    Ok(match event {
+        wire::watch_response::Event::Is(sandbox) => Some(Change::Is(checked_view(*sandbox)?)),
+        wire::watch_response::Event::Complete(_) => Some(Change::Complete),
+        wire::watch_response::Event::Gone(gone) => Some(Change::Gone(departure(*gone)?)),
+        wire::watch_response::Event::Keepalive(_) => None,
+    })
+}
+
+fn departure(gone: wire::Departure) -> Result<Departure, Malformed> {
+    let why = Ended::ALL.into_iter().find(|why| why.as_str() == gone.why);
+    let why = why.ok_or_else(|| malformed("why", &gone.why))?;
+    Ok(Departure { id: parse("id", &gone.id)?, why, at_unix_ms: gone.at_unix_ms })
 }
 
 impl From<Stat> for wire::StatResponse {
@@ -382,6 +410,18 @@ mod tests {
             assert_eq!(super::start(wire::Start::from(start) as i32), Ok(start));
         }
         assert!(super::phase(0).is_err() && super::start(0).is_err() && super::start(3).is_err());
+    }
+
+    #[test]
+    fn every_end_comes_back_as_it_went_and_another_versions_is_named() {
+        for why in Ended::ALL {
+            let gone = || Change::Gone(Departure { id: SandboxId::from_random([3; 18]), why, at_unix_ms: u64::MAX });
+            assert_eq!(change(change_event(gone())), Ok(Some(gone())));
+        }
+        assert_eq!(change(wire::KeepAlive {}.into()), Ok(None));
+        let gone = wire::Departure { id: "sb0123456789abcdefgh".to_owned(), why: "bored".to_owned(), at_unix_ms: 1 };
+        let error = change(gone.into()).unwrap_err();
+        assert!(error.message.contains("why: bored") && error.message.contains("version"), "{error}");
     }
 
     #[test]
