@@ -1,5 +1,7 @@
 //! The command line, as data.
 
+mod files;
+mod key;
 mod sandbox;
 mod serve;
 mod shared;
@@ -9,10 +11,13 @@ mod template;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use wrenn_engine::probe::{Restore, Wishes};
 use wrenn_engine::storage::Backend;
 use wrenn_engine::vmm::{Accel, DriverKind};
 
+pub use files::{CopyArgs, ForwardArgs, GuestPath, Operand, PortPair};
+pub use key::{KeyVerb, NewKeyArgs};
 pub use sandbox::{AgentArgs, AttachArgs, CreateArgs, ExecArgs, RepairArgs, SandboxVerb, ShellArgs};
 pub use serve::{DbVerb, ServeArgs, ServerArgs, WorkerArgs};
 pub use shared::{CommandArgs, WantedArgs};
@@ -26,6 +31,9 @@ pub struct Cli {
     /// Where this instance keeps its files.
     #[arg(long, env = "WRENN_DIR", default_value = "/var/lib/wrenn", global = true)]
     pub dir: PathBuf,
+    /// A server that is asked instead of this host's agent.
+    #[command(flatten)]
+    pub server: ServerArgs,
     /// Say what happens; twice: in detail.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
@@ -35,6 +43,17 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,
+}
+
+/// A server that is asked instead of this host's agent.
+#[derive(Debug, Args)]
+pub struct ServerArgs {
+    /// Ask the server at this URL, such as https://wrenn.example.com, instead of the agent of this host.
+    #[arg(long, env = "WRENN_URL", value_name = "URL", global = true)]
+    pub url: Option<String>,
+    /// The server's key. Everybody on this host can read a command line: better set the variable.
+    #[arg(long, env = "WRENN_API_KEY", value_name = "KEY", hide_env_values = true, global = true)]
+    pub key: Option<String>,
 }
 
 /// Programs that are taken instead of the system's.
@@ -78,6 +97,18 @@ pub enum Verb {
     /// Build templates, keep them warm, list and remove them.
     #[command(subcommand)]
     Template(TemplateVerb),
+    /// Copy files into a sandbox or out of one.
+    Cp(CopyArgs),
+    /// Listen on this host, and pass connections on to ports of a sandbox, until Ctrl-C.
+    PortForward(ForwardArgs),
+    /// Make and revoke the keys that a server is asked with.
+    #[command(subcommand)]
+    Key(KeyVerb),
+    /// Print what a shell needs to complete command lines of wrenn: `source <(wrenn completions bash)`.
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
     /// Say what this host can do, and the remedy for what it cannot.
     Doctor(DoctorArgs),
 }

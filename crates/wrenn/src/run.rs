@@ -28,32 +28,37 @@ use wrenn_engine::vmm::Description;
 
 use crate::cli::{Programs, RunArgs};
 use crate::execution::{
-    Captured, Execution, ExecutionError, Keeper, OnGap, OnSignal, Outcome, Place, Ran, Signals, Sink, Source, has_any,
+    self, Captured, Execution, ExecutionError, Keeper, OnGap, OnSignal, Outcome, Ran, Signals, Sink, Source, has_any,
     is_detached,
 };
+use crate::place::Place;
 use crate::sandbox::{Link, Through, find};
 use crate::words::millis;
 use crate::{EXIT_FAILED, host};
 
+/// What there is instead.
+const WITH_A_SERVER: &str = "use `wrenn sandbox create`, `wrenn sandbox exec` and `wrenn sandbox rm`";
+
 /// Runs a command in a new sandbox.
-pub fn run(dir: &Path, programs: &Programs, args: RunArgs) -> anyhow::Result<ExitCode> {
+pub fn run(place: &Place, programs: &Programs, args: RunArgs) -> anyhow::Result<ExitCode> {
+    place.demand_local("`wrenn run`", WITH_A_SERVER)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(run_in(dir, programs, args));
+    let outcome = runtime.block_on(run_in(place, programs, args));
     // Not waited for: a thread may be in a write to a terminal that nobody reads.
     runtime.shutdown_background();
     outcome.map(ExitCode::from)
 }
 
-async fn run_in(dir: &Path, programs: &Programs, args: RunArgs) -> anyhow::Result<u8> {
+async fn run_in(place: &Place, programs: &Programs, args: RunArgs) -> anyhow::Result<u8> {
     let signals = Signals::new()?;
     let mut watch = Stopwatch::default();
     if !args.drivers.are_chosen()
-        && let Some(link) = find(dir).await?
+        && let Some(link) = find(place).await?
     {
         watch.lap("connect");
         return run_through(link, args, signals, watch).await;
     }
-    run_alone(dir, programs, args, signals, watch).await
+    run_alone(&place.dir, programs, args, signals, watch).await
 }
 
 // ---- with an agent ---------------------------------------------------------------------------------------------------
@@ -147,7 +152,11 @@ impl Keeper for Own<'_> {
         self.0.trouble().await.into()
     }
 
-    async fn after_break(&mut self, broke: EnvdError, _: Option<Place>) -> Result<EnvdClient, ExecutionError> {
+    async fn after_break(
+        &mut self,
+        broke: EnvdError,
+        _: Option<execution::Place>,
+    ) -> Result<EnvdClient, ExecutionError> {
         // A guest that stands still does not answer; that is not its fault.
         if self.0.is_lacking_room() {
             return Err(ExecutionError::Sandbox(Trouble::DiskFull.into()));

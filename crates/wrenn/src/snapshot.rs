@@ -1,23 +1,23 @@
 //! `wrenn snapshot …`: what sandboxes were, kept by the agent under a name.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use wrenn_agent::host_agent::{AgentError, HostAgent, SnapshotRequest, SnapshotView, Snapshotted};
+use wrenn_agent::host_agent::{AgentError, SnapshotRequest, SnapshotView, Snapshotted};
 use wrenn_engine::names::SandboxId;
 
 use crate::EXIT_FAILED;
 use crate::cli::SnapshotVerb;
+use crate::place::Place;
 use crate::sandbox::{Link, block_on};
 use crate::words::{bytes, columns, now_unix_ms, printable_line, short, since, timings_json};
 
 /// Does one of the verbs.
-pub fn run(dir: &Path, verb: SnapshotVerb) -> Result<ExitCode> {
+pub fn run(place: &Place, verb: SnapshotVerb) -> Result<ExitCode> {
     block_on(async {
-        let link = Link::require(dir).await?;
+        let link = Link::require(place).await?;
         match verb {
             SnapshotVerb::Create { id, name, json } => create(&link, &id, name, json).await,
             SnapshotVerb::Ls { json } => list(&link, json).await,

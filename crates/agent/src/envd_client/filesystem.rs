@@ -2,7 +2,7 @@
 
 use connectrpc::client::SharedHttp2Connection;
 use wrenn_proto::envd::filesystem::{
-    EntryInfo, FileType, FilesystemClient, ListDirRequest, MakeDirRequest, MoveRequest, RemoveRequest,
+    EntryInfo, FileType, FilesystemClient, ListDirRequest, MakeDirRequest, MoveRequest, RemoveRequest, StatRequest,
 };
 
 use super::process::{as_user, within};
@@ -48,6 +48,13 @@ pub enum EntryKind {
 }
 
 impl EnvdClient {
+    /// What is at `path`; of a link, what it leads to.
+    pub async fn stat(&self, path: &str, user: Option<&str>) -> Result<Entry, EnvdError> {
+        let request = StatRequest { path: path.to_owned() };
+        let answer = within("Filesystem/Stat", self.filesystem().stat_with_options(request, as_user(user))).await?;
+        Ok(entry(answer.into_owned().entry.into_option().unwrap_or_default()))
+    }
+
     /// A directory's entries and those of directories in it, `depth` deep, sorted by name.
     pub async fn list_dir(&self, path: &str, depth: u32, user: Option<&str>) -> Result<Vec<Entry>, EnvdError> {
         let options = as_user(user).with_max_message_size(LISTING_BYTES_MAX);

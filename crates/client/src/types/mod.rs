@@ -30,5 +30,5 @@ pub use sandbox::{
     RepairRequest, ResumeRequest, RollbackRequest, Sample, Sandbox, Start, State, TimeoutRequest, Timing, Vmm,
 };
 pub use snapshot::{NewSnapshot, Snapshot, SnapshotRequest};
-pub use stream::{ClientMessage, HEADER_BYTES, ServerMessage, StreamKind, StreamRequest, TerminalSize};
+pub use stream::{ClientMessage, HEADER_BYTES, ServerMessage, StreamKind, StreamRequest, TerminalSize, TunnelMessage};
 pub use template::{NewTemplate, Template, Warm, WarmRequest, Warmed};

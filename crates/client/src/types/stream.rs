@@ -103,6 +103,15 @@ pub enum ServerMessage {
     },
 }
 
+/// What either side of a tunnel says in a text frame; its bytes are in binary frames. A close frame ends both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum TunnelMessage {
+    /// No more bytes come from whoever says this; the other direction goes on.
+    CloseWrite,
+}
+
 /// Which of a command's streams a binary frame is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamKind {
@@ -168,6 +177,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&exit).unwrap(), r#"{"type":"exit","exit":{"kind":"exited","code":3}}"#);
         let close = serde_json::from_str::<ClientMessage>(r#"{"type":"close_stdin"}"#).unwrap();
         assert_eq!(close, ClientMessage::CloseStdin);
+        assert_eq!(serde_json::to_string(&TunnelMessage::CloseWrite).unwrap(), r#"{"type":"close_write"}"#);
         for wrong in [r#"{"type":"explode"}"#, r#"{"type":"signal"}"#, r#"{"type":"signal","signal":-1}"#, "{}"] {
             assert!(serde_json::from_str::<ClientMessage>(wrong).is_err(), "{wrong}");
         }

@@ -6,7 +6,7 @@
 //!                         └ the witness runs on in every fork, and tells what it saw        all of it is destroyed
 //! ```
 //!
-//! The sandbox is bound to this process, and its forks have a time limit: they go also when this is killed. What is asked is
+//! The sandbox is bound to this process, where that is possible, and all have a time limit: they go also when this is killed. What is asked is
 //! in [`guest`], what is made of the answers in [`verdict`], which is pure.
 
 mod clock;
@@ -14,7 +14,6 @@ mod guest;
 mod verdict;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +29,7 @@ use wrenn_engine::units::Mib;
 
 use crate::cli::ForkcheckArgs;
 use crate::execution::{Execution, OnGap, OnSignal, Outcome, Signals, Sink, Source as Stdin};
+use crate::place::Place;
 use crate::sandbox::{Link, Through, block_on};
 
 use guest::Facts;
@@ -42,19 +42,20 @@ const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
 const EXIT_NOT_PASSED: u8 = 1;
 
 /// Does the whole check.
-pub fn run(dir: &Path, args: ForkcheckArgs) -> Result<ExitCode> {
+pub fn run(place: &Place, args: ForkcheckArgs) -> Result<ExitCode> {
     block_on(async {
         let mut signals = Signals::new()?;
-        let link = Link::require(dir).await?;
+        let link = Link::require(place).await?;
+        let is_bound = place.server().is_none();
         let agent = link.agent_arc();
         let Created { changed, bond } = tokio::select! {
-            created = agent.create(parent_request(&args)) => created?,
-            // Hanging up is all it takes.
+            created = agent.create(parent_request(&args, is_bound)) => created?,
+            // Hanging up is all it takes; at a server its time limit ends it.
             signal = signals.next() => return Ok(interrupted(signal)),
         };
         let parent = changed.view;
-        let through = Through { link, id: parent.id.clone(), is_bound: true };
-        let mut check = Check { agent, through, signals, sandboxes: vec![parent] };
+        let through = Through { link, id: parent.id.clone(), is_bound };
+        let mut check = Check { agent, through, is_bound, signals, sandboxes: vec![parent] };
         let judged = check.judge(&args).await;
         let destroyed = check.destroy().await;
         drop(bond);
@@ -77,7 +78,7 @@ fn interrupted(signal: i32) -> ExitCode {
     ExitCode::from(Outcome::Interrupted(signal).exit_code())
 }
 
-fn parent_request(args: &ForkcheckArgs) -> CreateRequest {
+fn parent_request(args: &ForkcheckArgs, bound: bool) -> CreateRequest {
     CreateRequest {
         source: Source::Template(Fresh {
             template: args.template.clone(),
@@ -85,7 +86,7 @@ fn parent_request(args: &ForkcheckArgs) -> CreateRequest {
             shape: Shape { vcpus: 1, memory: Mib(args.memory), disk: None },
             cold: false,
         }),
-        wishes: Wishes { timeout: Some(LIFE), ..Wishes::bound(args.boot_timeout) },
+        wishes: Wishes { timeout: Some(LIFE), bound, ..Wishes::bound(args.boot_timeout) },
     }
 }
 
@@ -107,6 +108,8 @@ impl<E: Into<anyhow::Error>> From<E> for Stop {
 struct Check {
     agent: Arc<dyn HostAgent>,
     through: Through,
+    /// Whether the parent goes with this process.
+    is_bound: bool,
     signals: Signals,
     /// What was made so far: the parent, then its forks.
     sandboxes: Vec<View>,
@@ -168,7 +171,7 @@ impl Check {
 
     /// Runs a script in a sandbox, as `wrenn sandbox exec` does; what it printed.
     async fn sh(&mut self, view: &View, script: &str) -> Result<String, Stop> {
-        self.through.is_bound = view.id == self.sandboxes[0].id;
+        self.through.is_bound = self.is_bound && view.id == self.sandboxes[0].id;
         self.through.id = view.id.clone();
         let envd = guest_link::guest(Arc::clone(&self.agent), view);
         let mut sink = Sink::captured();

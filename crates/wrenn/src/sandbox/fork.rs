@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use wrenn_agent::host_agent::{ForkRequest, HostAgent};
+use wrenn_agent::host_agent::ForkRequest;
 
 use super::{Link, show};
 use crate::EXIT_FAILED;

@@ -1,6 +1,5 @@
-//! The way to the agent of this `WRENN_DIR`, and to it again when it was started anew.
+//! The way to an agent, the one of this `WRENN_DIR` or one behind a server, and to it again when it was started anew.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +9,12 @@ use wrenn_agent::envd_client::{EnvdClient, EnvdError};
 use wrenn_agent::guest_link;
 use wrenn_agent::host_agent::{AgentError, Code, HostAgent, Phase, View};
 use wrenn_agent::instance::Instance;
-use wrenn_agent::rpc::{self, Remote};
+use wrenn_agent::rpc;
 use wrenn_engine::names::SandboxId;
 
-use crate::execution::{ExecutionError, Keeper, Place, is_detached};
+use crate::execution::{self, ExecutionError, Keeper, is_detached};
+use crate::place::Place;
+use crate::remote::RestAgent;
 
 /// How long an agent that is gone may take to come back, and a sandbox between two states to be in one: an agent that starts
 /// looks after what it finds before it listens.
@@ -21,42 +22,52 @@ const RETURN_LIMIT: Duration = Duration::from_secs(15);
 /// How often it is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// The agent of one instance.
+/// An agent.
 pub struct Link {
-    dir: PathBuf,
-    remote: Remote,
+    place: Place,
+    agent: Arc<dyn HostAgent>,
 }
 
-/// The agent of `dir`, if one runs.
-pub async fn find(dir: &Path) -> Result<Option<Link>> {
-    let Some(socket) = Instance::find_agent_socket(dir)? else { return Ok(None) };
-    Ok(rpc::connect(&socket).await?.map(|remote| Link { dir: dir.to_owned(), remote }))
+/// The agent at `place`, if one runs. Whether a server is there is seen when it is asked for something.
+pub async fn find(place: &Place) -> Result<Option<Link>> {
+    let agent: Arc<dyn HostAgent> = match place.server() {
+        Some(client) => Arc::new(RestAgent::new(client.clone())),
+        None => {
+            let Some(socket) = Instance::find_agent_socket(&place.dir)? else { return Ok(None) };
+            let Some(remote) = rpc::connect(&socket).await? else { return Ok(None) };
+            Arc::new(remote)
+        }
+    };
+    Ok(Some(Link { place: place.clone(), agent }))
 }
 
 impl Link {
-    /// The agent of `dir`, which must run.
-    pub async fn require(dir: &Path) -> Result<Self> {
-        match find(dir).await? {
+    /// The agent at `place`, which must run.
+    pub async fn require(place: &Place) -> Result<Self> {
+        match find(place).await? {
             Some(link) => Ok(link),
-            None => bail!("no agent runs for WRENN_DIR {}; start one: `wrenn agent`", dir.display()),
+            None => bail!(
+                "no agent runs for WRENN_DIR {}; start one: `wrenn agent`, or name a server with --url",
+                place.dir.display()
+            ),
         }
     }
 
     /// It.
-    pub fn agent(&self) -> &Remote {
-        &self.remote
+    pub fn agent(&self) -> &dyn HostAgent {
+        &*self.agent
     }
 
     /// It, for who keeps it.
     pub fn agent_arc(&self) -> Arc<dyn HostAgent> {
-        Arc::new(self.remote.clone())
+        Arc::clone(&self.agent)
     }
 
     /// The sandbox once it is not between two states; waits for an agent that is started anew.
     async fn settled(&mut self, id: &SandboxId) -> Result<View, AgentError> {
         let deadline = Instant::now() + RETURN_LIMIT;
         loop {
-            let asked = self.remote.get(id).await;
+            let asked = self.agent.get(id).await;
             let is_passing = match &asked {
                 Ok(view) => match view.phase {
                     Phase::Creating | Phase::Pausing | Phase::Resuming | Phase::Capturing | Phase::RollingBack => true,
@@ -69,7 +80,7 @@ impl Link {
             }
             sleep(LOOK_EVERY).await;
             // A new agent is behind a new socket; a connection that broke is no way to it.
-            if let Ok(Some(link)) = find(&self.dir).await {
+            if let Ok(Some(link)) = find(&self.place).await {
                 *self = link;
             }
         }
@@ -92,7 +103,11 @@ impl Keeper for Through {
         std::future::pending().await
     }
 
-    async fn after_break(&mut self, broke: EnvdError, place: Option<Place>) -> Result<EnvdClient, ExecutionError> {
+    async fn after_break(
+        &mut self,
+        broke: EnvdError,
+        place: Option<execution::Place>,
+    ) -> Result<EnvdClient, ExecutionError> {
         if is_detached(&broke) {
             tracing::info!(error = %broke, "the command's output was not read for long");
         }
@@ -104,13 +119,13 @@ impl Keeper for Through {
             Err(error) if self.is_bound && error.code == Code::Unavailable => {
                 Err(anyhow!("the agent has ended, and the sandbox with it").into())
             }
-            Err(error) => Err(lost(&self.id, error, place).into()),
+            Err(error) => Err(lost(&self.id, error, place, self.link.place.server().is_some()).into()),
         }
     }
 }
 
 /// What became of a sandbox that runs no more.
-fn became(id: &SandboxId, view: &View, place: Option<Place>) -> anyhow::Error {
+fn became(id: &SandboxId, view: &View, place: Option<execution::Place>) -> anyhow::Error {
     let why = view.reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default();
     let back = how_back(id, place);
     match view.phase {
@@ -130,9 +145,13 @@ fn became(id: &SandboxId, view: &View, place: Option<Place>) -> anyhow::Error {
     }
 }
 
-fn lost(id: &SandboxId, error: AgentError, place: Option<Place>) -> anyhow::Error {
+fn lost(id: &SandboxId, error: AgentError, place: Option<execution::Place>, through_server: bool) -> anyhow::Error {
     match error.code {
         Code::NotFound | Code::Destroyed => anyhow!("the sandbox was destroyed"),
+        Code::Unavailable if through_server => {
+            let back = how_back(id, place);
+            anyhow!("the server cannot be reached any more; the sandbox may go on: wait until it can{back}")
+        }
         Code::Unavailable => {
             let back = how_back(id, place);
             anyhow!("the agent is gone and has not come back; the sandbox may go on: start `wrenn agent`{back}")
@@ -143,8 +162,8 @@ fn lost(id: &SandboxId, error: AgentError, place: Option<Place>) -> anyhow::Erro
     }
 }
 
-fn how_back(id: &SandboxId, place: Option<Place>) -> String {
-    let back = |Place { pid, offset }| format!(", then `wrenn sandbox attach {id} {pid} --offset {offset}`");
+fn how_back(id: &SandboxId, place: Option<execution::Place>) -> String {
+    let back = |execution::Place { pid, offset }| format!(", then `wrenn sandbox attach {id} {pid} --offset {offset}`");
     place.map(back).unwrap_or_default()
 }
 
@@ -153,7 +172,7 @@ mod tests {
     use super::super::show::tests::view;
     use super::*;
 
-    const PLACE: Option<Place> = Some(Place { pid: 77, offset: 123 });
+    const PLACE: Option<execution::Place> = Some(execution::Place { pid: 77, offset: 123 });
 
     #[test]
     fn what_became_of_a_sandbox_comes_with_the_way_back() {
@@ -176,8 +195,11 @@ mod tests {
 
     #[test]
     fn a_lost_agent_is_told_from_a_lost_sandbox() {
-        let words = |code| lost(&view().id, AgentError { code, message: "why".to_owned() }, PLACE).to_string();
+        let words = |code| lost(&view().id, AgentError { code, message: "why".to_owned() }, PLACE, false).to_string();
         assert_eq!(words(Code::NotFound), "the sandbox was destroyed");
         assert!(words(Code::Unavailable).contains("start `wrenn agent`, then `wrenn sandbox attach"));
+        let gone = AgentError { code: Code::Unavailable, message: "why".to_owned() };
+        let words = lost(&view().id, gone, PLACE, true).to_string();
+        assert!(words.contains("wait until it can, then `wrenn sandbox attach"), "{words}");
     }
 }

@@ -1,4 +1,5 @@
-//! `wrenn sandbox …`, `wrenn repair` and `wrenn shell`: what the agent of this `WRENN_DIR` can be asked for.
+//! `wrenn sandbox …`, `wrenn repair` and `wrenn shell`: what an agent can be asked for, the one of this `WRENN_DIR` or one
+//! behind a server.
 //!
 //! Each verb asks the agent once or a few times and prints: for people a table or a sentence, with `--json` one value for
 //! programs. A command in a sandbox ([`exec`]) runs through a tunnel of the agent and is seen through by
@@ -11,7 +12,6 @@ mod shell;
 mod show;
 mod terminal;
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,21 +19,22 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use wrenn_agent::guest_link;
 use wrenn_agent::host_agent::{
-    AgentError, Changed, CreateRequest, HostAgent, PauseOptions, ResumeOptions, Source, Timeout, View, Wishes,
+    AgentError, Changed, CreateRequest, PauseOptions, ResumeOptions, Source, Timeout, View, Wishes,
 };
 use wrenn_agent::policy::{self, Verb};
 use wrenn_engine::names::SandboxId;
 
 use crate::EXIT_FAILED;
 use crate::cli::{CreateArgs, RepairArgs, SandboxVerb, ShellArgs};
+use crate::place::Place;
 use crate::words::{kept, now_unix_ms, printable, timings_json};
 
 pub use link::{Link, Through, find};
 
 /// Does one of the verbs of `wrenn sandbox`.
-pub fn run(dir: &Path, verb: SandboxVerb) -> Result<ExitCode> {
+pub fn run(place: &Place, verb: SandboxVerb) -> Result<ExitCode> {
     block_on(async {
-        let link = Link::require(dir).await?;
+        let link = Link::require(place).await?;
         match verb {
             SandboxVerb::Create(args) => create(&link, args).await,
             SandboxVerb::Ls { json } => list(&link, json).await,
@@ -67,16 +68,16 @@ pub fn run(dir: &Path, verb: SandboxVerb) -> Result<ExitCode> {
 }
 
 /// `wrenn repair`.
-pub fn repair(dir: &Path, args: RepairArgs) -> Result<ExitCode> {
+pub fn repair(place: &Place, args: RepairArgs) -> Result<ExitCode> {
     block_on(async {
-        let repaired = Link::require(dir).await?.agent().repair(&args.id).await?;
+        let repaired = Link::require(place).await?.agent().repair(&args.id).await?;
         changed(repaired, "is repaired", args.json)
     })
 }
 
 /// `wrenn shell`.
-pub fn shell(dir: &Path, args: ShellArgs) -> Result<ExitCode> {
-    block_on(async { shell::shell(Link::require(dir).await?, args).await })
+pub fn shell(place: &Place, args: ShellArgs) -> Result<ExitCode> {
+    block_on(async { shell::shell(Link::require(place).await?, args).await })
 }
 
 /// Sees `work` through.
@@ -232,7 +233,7 @@ async fn processes(link: &Link, id: &SandboxId, json: bool) -> Result<ExitCode> 
 }
 
 /// The sandbox, if its guest can be reached.
-async fn usable(link: &Link, id: &SandboxId) -> Result<View> {
+pub async fn usable(link: &Link, id: &SandboxId) -> Result<View> {
     let view = link.agent().get(id).await?;
     policy::check(view.phase, Verb::Use)?;
     Ok(view)

@@ -1,7 +1,7 @@
 //! `wrenn template`: building, warming, listing and removing the images that sandboxes start from.
 //!
 //! Building and listing go on the images themselves, with or without an agent. Warm images are an agent's, and who starts
-//! from a template that is removed only an agent knows: the other verbs need one.
+//! from a template that is removed only an agent knows: the other verbs need one. With a server all of it is the server's.
 
 mod progress;
 mod show;
@@ -10,33 +10,66 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::{Value, json};
-use wrenn_agent::host_agent::{AgentError, HostAgent, TemplateView, WarmView};
+use wrenn_agent::host_agent::{AgentError, TemplateView, WarmView};
 use wrenn_agent::instance::Instance;
 use wrenn_engine::image::Recipe;
 
 use crate::EXIT_FAILED;
 use crate::cli::{TemplateVerb, WarmArgs};
 use crate::host::open_images;
+use crate::place::Place;
+use crate::remote::RestAgent;
 use crate::sandbox::{Link, block_on, find};
 use crate::words::short;
 
 /// Does one of the verbs.
-pub fn run(dir: &Path, verb: TemplateVerb) -> Result<ExitCode> {
-    // Makes the folder as private as it has to be, before anything is put into it.
-    Instance::open(dir)?;
+pub fn run(place: &Place, verb: TemplateVerb) -> Result<ExitCode> {
+    if place.server().is_none() {
+        // Makes the folder as private as it has to be, before anything is put into it.
+        Instance::open(&place.dir)?;
+    }
     block_on(async {
         match verb {
-            TemplateVerb::Build { name, refresh, json } => build(dir, name.parse()?, refresh, json).await,
-            TemplateVerb::Ls { json } => list(dir, json).await,
-            TemplateVerb::Warm(args) => warm(&Link::require(dir).await?, args).await,
-            TemplateVerb::Rm { names, json } => remove(&Link::require(dir).await?, &names, json).await,
+            TemplateVerb::Build { name, refresh, json } => match place.server() {
+                Some(client) => build_there(&RestAgent::new(client.clone()), name.parse()?, refresh, json).await,
+                None => build(&place.dir, name.parse()?, refresh, json).await,
+            },
+            TemplateVerb::Ls { json } if place.server().is_some() => {
+                list_there(&Link::require(place).await?, json).await
+            }
+            TemplateVerb::Ls { json } => list(place, json).await,
+            TemplateVerb::Warm(args) => warm(&Link::require(place).await?, args).await,
+            TemplateVerb::Rm { names, json } => remove(&Link::require(place).await?, &names, json).await,
             TemplateVerb::FromSnapshot { snapshot, name, json } => {
-                from_snapshot(&Link::require(dir).await?, &snapshot, &name, json).await
+                from_snapshot(&Link::require(place).await?, &snapshot, &name, json).await
             }
         }
     })
+}
+
+async fn build_there(agent: &RestAgent, recipe: Recipe, refresh: bool, json: bool) -> Result<ExitCode> {
+    if refresh {
+        bail!("a server builds from what its host has; leave --refresh out");
+    }
+    let made = agent.build_template(recipe.name(), progress::reporter()).await?;
+    if json {
+        println!("{}", json!({ "template": show::view_json(&made) }));
+    } else {
+        println!("template {} is ready ({})", made.name, short(&made.id));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list_there(link: &Link, json: bool) -> Result<ExitCode> {
+    let templates = link.agent().templates().await?;
+    if json {
+        println!("{}", json!({ "templates": templates.iter().map(show::view_json).collect::<Value>() }));
+    } else {
+        print!("{}", show::table(&templates.iter().map(show::view_row).collect::<Vec<_>>()));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn build(dir: &Path, recipe: Recipe, refresh: bool, json: bool) -> Result<ExitCode> {
@@ -54,9 +87,9 @@ async fn build(dir: &Path, recipe: Recipe, refresh: bool, json: bool) -> Result<
 }
 
 /// The images say what there is; an agent, if one runs, what of it is warm.
-async fn list(dir: &Path, json: bool) -> Result<ExitCode> {
-    let templates = open_images(dir)?.templates()?;
-    let told = match find(dir).await? {
+async fn list(place: &Place, json: bool) -> Result<ExitCode> {
+    let templates = open_images(&place.dir)?.templates()?;
+    let told = match find(place).await? {
         Some(link) => Some(link.agent().templates().await?),
         None => None,
     };

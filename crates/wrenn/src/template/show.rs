@@ -29,6 +29,19 @@ pub fn row(template: &Template, warm: Option<&[WarmView]>) -> Result<[String; HE
     ])
 }
 
+/// The line of a template that an agent tells of.
+pub fn view_row(view: &TemplateView) -> [String; HEAD.len()] {
+    [
+        printable_line(&view.name),
+        short(&view.id),
+        bytes(view.size_bytes),
+        bytes(view.own_bytes),
+        view.warm.len().to_string(),
+        bytes(view.warm.iter().map(|image| image.own_bytes).sum()),
+        printable_line(&view.created),
+    ]
+}
+
 /// A template's image, for programs.
 pub fn built_json(template: &Template) -> Result<Value> {
     Ok(json!({
@@ -139,6 +152,20 @@ minimal  0123456789ab  64.0 MiB  0 B      2     10.0 MiB      2026-01-02T03:04:0
 minimal  0123456789ab  64.0 MiB  0 B      ?     ?             2026-01-02T03:04:05Z
 "
         );
+    }
+
+    #[test]
+    fn templates_of_an_agent_are_the_same_line() {
+        let view = TemplateView {
+            id: "0123456789abcdef".to_owned(),
+            name: "minimal".to_owned(),
+            created: "2026-01-02T03:04:05Z".to_owned(),
+            size_bytes: 64 << 20,
+            own_bytes: 0,
+            warm: vec![warm(1), warm(2)],
+        };
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(view_row(&view), row(&template(&dir), Some(&view.warm)).unwrap());
     }
 
     #[test]
