@@ -514,6 +514,11 @@ pub struct Stat {
     pub memory_file_bytes: u64,
     /// Pid of its VMM, while it runs.
     pub vmm_pid: Option<u32>,
+    /// What its guest was sent over the network since its VM was started, in bytes; tunnels are not in it. `None` while it is at
+    /// rest.
+    pub network_rx_bytes: Option<u64>,
+    /// What its guest has sent.
+    pub network_tx_bytes: Option<u64>,
 }
 
 /// Bytes to and from a TCP port of a guest.

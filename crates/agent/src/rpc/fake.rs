@@ -266,6 +266,21 @@ pub fn view(number: u8, request: &CreateRequest) -> View {
     }
 }
 
+/// What a sandbox takes.
+pub fn stat(view: &View) -> Stat {
+    let runs = matches!(view.phase, Phase::Running | Phase::Capturing);
+    Stat {
+        memory_bytes: runs.then_some(1 << 40),
+        cpu_ms: runs.then_some(1500),
+        disk_own_bytes: 4096,
+        disk_shared_bytes: 8192,
+        memory_file_bytes: if runs { 0 } else { 1024 },
+        vmm_pid: runs.then_some(77),
+        network_rx_bytes: runs.then_some(u64::MAX),
+        network_tx_bytes: runs.then_some(0),
+    }
+}
+
 /// A snapshot of a sandbox.
 pub fn snapshot_view(number: u8, of: &View, request: &SnapshotRequest) -> SnapshotView {
     SnapshotView {
@@ -464,8 +479,8 @@ impl HostAgent for Fake {
     }
 
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError> {
-        self.get(id).await?;
-        Ok(Stat { memory_bytes: Some(1 << 40), disk_own_bytes: 4096, vmm_pid: Some(77), ..Stat::default() })
+        let view = self.get(id).await?;
+        Ok(stat(&view))
     }
 
     async fn console(&self, id: &SandboxId, bytes_max: u32) -> Result<Vec<u8>, AgentError> {
