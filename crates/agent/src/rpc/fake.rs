@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::{Notify, mpsc};
+use wrenn_engine::image::{Recipe, UnknownRecipe};
 use wrenn_engine::names::{SandboxId, SnapshotId};
 use wrenn_engine::storage::Backend;
 use wrenn_engine::units::Mib;
@@ -15,14 +16,17 @@ use wrenn_engine::vmm::{Accel, Description, DriverKind};
 use crate::changes::Announcer;
 use crate::host_agent::{
     AgentError, Bond, Change, Changed, Changes, Code, CreateRequest, Created, Departure, Ended, ForkRequest, Forked,
-    Fresh, HostAgent, HostView, PauseOptions, Phase, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source,
-    Start, Stat, TemplateView, Timeout, Tunnel, View, WarmView, Warmed,
+    Fresh, HostAgent, HostView, PauseOptions, Phase, Progress, ResumeOptions, SnapshotRequest, SnapshotView,
+    Snapshotted, Source, Start, Stat, TemplateView, Timeout, Tunnel, View, WarmView, Warmed,
 };
 use crate::policy::{self, Verb};
 use crate::sandbox::{Shape, Timing};
 
 /// When everything was made, but for what is told apart by it.
 const EPOCH_MS: u64 = 1_700_000_000_000;
+
+/// How a build goes on.
+pub const BUILD_STEPS: [&str; 2] = ["fetch packages ...", "make the file system ..."];
 
 /// The agent, and what tests see and do behind its back.
 #[derive(Default)]
@@ -313,6 +317,18 @@ pub fn template_view(name: &str, of: &SnapshotView) -> TemplateView {
     }
 }
 
+/// A template that was built.
+pub fn built_view(recipe: Recipe) -> TemplateView {
+    TemplateView {
+        id: format!("id-of-{}", recipe.name()),
+        name: recipe.name().to_owned(),
+        created: "2026-01-02T03:04:05Z".to_owned(),
+        size_bytes: Mib(64).bytes(),
+        own_bytes: 2 << 20,
+        warm: Vec::new(),
+    }
+}
+
 /// The host, of which so much memory is taken.
 pub fn host_view(memory_taken: Mib) -> HostView {
     HostView {
@@ -442,6 +458,17 @@ impl HostAgent for Fake {
     async fn templates(&self) -> Result<Vec<TemplateView>, AgentError> {
         self.failure()?;
         Ok(self.lock_templates().values().cloned().collect())
+    }
+
+    async fn build_template(&self, recipe: &str, progress: Progress) -> Result<TemplateView, AgentError> {
+        let recipe: Recipe =
+            recipe.parse().map_err(|unknown: UnknownRecipe| AgentError::of(Code::Invalid, &unknown))?;
+        progress(BUILD_STEPS[0]);
+        self.pass_gate().await;
+        self.failure()?;
+        progress(BUILD_STEPS[1]);
+        let mut templates = self.lock_templates();
+        Ok(templates.entry(recipe.name().to_owned()).or_insert_with(|| built_view(recipe)).clone())
     }
 
     async fn warm(&self, fresh: Fresh, _ready_limit: Duration) -> Result<Warmed, AgentError> {
