@@ -18,9 +18,9 @@ use tokio::task::JoinHandle;
 use wrenn_engine::names::SandboxId;
 use wrenn_engine::units::Mib;
 
-use super::fake::{self, Fake};
 use super::server::{Peers, serve_for};
 use super::*;
+use crate::fake::{self, Fake};
 use crate::host_agent::{
     AgentError, Code, CreateRequest, Fresh, HostAgent, OnTimeout, PauseOptions, Phase, ResumeOptions, Source, Timeout,
     View, Wishes,
