@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -444,6 +445,9 @@ pub struct Warmed {
     pub timings: Vec<Timing>,
 }
 
+/// Hears how a long call goes on: a line, without its end, for each step that begins. It must not wait for anything.
+pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// A new sandbox.
 #[derive(Debug)]
 pub struct Created {
@@ -514,6 +518,11 @@ pub struct Stat {
     pub memory_file_bytes: u64,
     /// Pid of its VMM, while it runs.
     pub vmm_pid: Option<u32>,
+    /// What its guest was sent over the network since its VM was started, in bytes; tunnels are not in it. `None` while it is at
+    /// rest.
+    pub network_rx_bytes: Option<u64>,
+    /// What its guest has sent.
+    pub network_tx_bytes: Option<u64>,
 }
 
 /// Bytes to and from a TCP port of a guest.
@@ -683,6 +692,10 @@ pub trait HostAgent: Send + Sync {
 
     /// All templates.
     async fn templates(&self) -> Result<Vec<TemplateView>, AgentError>;
+
+    /// Builds one of the templates that there are recipes for, and the kernel if there is none yet; nothing is done where its
+    /// inputs are unchanged. Whoever asks for one that is being built gets that one.
+    async fn build_template(&self, recipe: &str, progress: Progress) -> Result<TemplateView, AgentError>;
 
     /// Makes a warm image, if it is not there yet: boots a template once, and captures the VM when its guest is ready.
     async fn warm(&self, fresh: Fresh, ready_limit: Duration) -> Result<Warmed, AgentError>;

@@ -39,6 +39,28 @@ fn root_a_guest_resolves_a_name_and_fetches_a_page_through_masquerade() {
     host.assert_nothing_left(&network);
 }
 
+#[test]
+fn root_what_a_guest_sends_and_is_sent_is_counted() {
+    let host = Host::enter();
+    let network = host.instance("aaaa");
+    let sandbox = host.sandbox(&network);
+    let before = sandbox.lease.traffic().unwrap().unwrap();
+    let send = || {
+        let socket = UdpSocket::bind((GUEST, 0))?;
+        (0..10).try_for_each(|_| socket.send_to(&[0; 1000], (WEB, PROBE_PORT)).map(drop))
+    };
+    sandbox.guest.run(send).unwrap();
+    host.world.flush();
+    let after = sandbox.lease.traffic().unwrap().unwrap();
+    let (received, sent) = (after.received_bytes - before.received_bytes, after.sent_bytes - before.sent_bytes);
+    // The answers, if any, are shorter: that nobody listens there.
+    assert!(sent >= 10_000 && received < sent, "{received} bytes received, {sent} sent");
+    assert!(sandbox.fetches());
+    assert!(sandbox.lease.traffic().unwrap().unwrap().received_bytes > after.received_bytes);
+    host.destroy(sandbox);
+    host.assert_nothing_left(&network);
+}
+
 /// Why MASQUERADE matches the veth *peer's* address: a rule on the host's end never matches, for the namespace's SNAT has
 /// rewritten the source to the peer's by then.
 #[test]

@@ -4,6 +4,7 @@
 //!   HostAgent ─► Manager ─┬─ map of handles      locked for a look-up, never while anything is done
 //!                         ├─ one actor per sandbox: owns it; requests queue there ([`actor`])
 //!                         ├─ announcer: tells who watches ([`crate::changes`])
+//!                         ├─ builds: templates that are being built ([`builds`])
 //!                         ├─ seats: memory that the VMs that run may take together ([`seats`])
 //!                         └─ reserve: sandboxes made ahead, that wait for somebody ([`reserve`])
 //! ```
@@ -12,6 +13,7 @@
 //! removes what belongs to nobody. At its end it leaves VMs running, unless it is asked not to.
 
 mod actor;
+mod builds;
 mod captures;
 mod found;
 mod reserve;
@@ -34,14 +36,15 @@ use wrenn_engine::storage::{StorageError, space};
 use wrenn_engine::units::Mib;
 
 use self::actor::{Actor, Body, Mailbox, Request};
+use self::builds::Builds;
 use self::reserve::Reserve;
 use self::seats::{Seat, Seats};
 use crate::changes::Announcer;
 use crate::host::Host;
 use crate::host_agent::{
     AgentError, Bond, Change, Changed, Changes, Code, CreateRequest, Created, Departure, Ended, ForkRequest, Forked,
-    Fresh, HostAgent, HostView, PauseOptions, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source, Stat,
-    TemplateView, Timeout, Tunnel, View, Warmed,
+    Fresh, HostAgent, HostView, PauseOptions, Progress, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted,
+    Source, Stat, TemplateView, Timeout, Tunnel, View, Warmed,
 };
 use crate::instance::{InstanceError, io_error};
 use crate::lock::Lock;
@@ -106,6 +109,7 @@ struct Shared {
     host: Arc<Host>,
     sandboxes: Mutex<BTreeMap<SandboxId, Handle>>,
     announcer: Announcer,
+    builds: Builds,
     seats: Arc<Seats>,
     /// Without it nothing is made ahead.
     reserve: Option<Reserve>,
@@ -149,6 +153,7 @@ impl Manager {
             host: Arc::clone(&host),
             sandboxes: Mutex::default(),
             announcer: Announcer::default(),
+            builds: Builds::default(),
             seats,
             reserve,
             naming: Mutex::default(),
@@ -204,6 +209,7 @@ impl Manager {
 
     /// Ends this agent.
     pub async fn shutdown(self, how: Shutdown) -> Result<(), AgentError> {
+        self.shared.builds.close();
         if let Some(reserve) = &self.shared.reserve {
             reserve.close().await;
         }
@@ -482,6 +488,10 @@ impl HostAgent for Manager {
 
     async fn templates(&self) -> Result<Vec<TemplateView>, AgentError> {
         self.list_templates().await
+    }
+
+    async fn build_template(&self, recipe: &str, progress: Progress) -> Result<TemplateView, AgentError> {
+        self.build(recipe, progress).await
     }
 
     async fn warm(&self, fresh: Fresh, ready_limit: Duration) -> Result<Warmed, AgentError> {

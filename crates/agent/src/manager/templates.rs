@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wrenn_engine::image::{ImageError, Template, TemplateError};
+use wrenn_engine::image::{ImageError, Recipe, Reporter, Template, TemplateError, UnknownRecipe};
 use wrenn_engine::storage::allocated_bytes;
 
 use super::{Manager, create_error};
 use crate::flatten::{self, FlattenError};
 use crate::host::Host;
 use crate::host_agent::{
-    AgentError, Code, CreateRequest, Fresh, HostAgent as _, Source, TemplateView, WarmView, Warmed, Wishes,
+    AgentError, Code, CreateRequest, Fresh, HostAgent as _, Progress, Source, TemplateView, WarmView, Warmed, Wishes,
 };
 use crate::sandbox::{Checked, CreateError, Timing, blocking};
 use crate::snapshot::Key;
@@ -24,6 +24,18 @@ impl Manager {
             Ok(templates.into_iter().map(|template| view(&host, template)).collect())
         })
         .await
+    }
+
+    /// The kernel if there is none yet, then the template.
+    pub(super) async fn build(&self, recipe: &str, progress: Progress) -> Result<TemplateView, AgentError> {
+        let recipe: Recipe =
+            recipe.parse().map_err(|unknown: UnknownRecipe| AgentError::of(Code::Invalid, &unknown))?;
+        let host = Arc::clone(&self.shared.host);
+        let build = |reporter| async move {
+            let template = build(&host, recipe, reporter).await.map_err(|error| image_error(&error))?;
+            Ok(blocking(move || view(&host, template)).await)
+        };
+        self.shared.builds.join(recipe, progress, build).await
     }
 
     /// A sandbox of that kind is created, which makes its warm image on the way, and is destroyed again.
@@ -103,6 +115,11 @@ impl Manager {
         })
         .await
     }
+}
+
+async fn build(host: &Host, recipe: Recipe, reporter: Reporter) -> Result<Template, ImageError> {
+    host.images.prepare_kernel(false, Arc::clone(&reporter)).await?;
+    host.images.build_template(recipe, false, reporter).await
 }
 
 /// What the warm image of such a sandbox fits to, and that image if it is there.

@@ -62,6 +62,9 @@ pub const READY_LIMIT_MAX: Duration = Duration::from_secs(60 * 60);
 /// How often a stream on which nothing happens says that it is alive.
 pub const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 
+/// Lines about how a call goes on that wait for its client; it misses those that find no room. A build has some dozens.
+pub const PROGRESS_LINES_MAX: usize = 256;
+
 /// How long a client may take over the head of a request.
 pub const REQUEST_HEAD_TIME_MAX: Duration = Duration::from_secs(10);
 

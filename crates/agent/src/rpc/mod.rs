@@ -21,8 +21,6 @@ mod tunnel;
 mod wire;
 
 #[cfg(test)]
-mod fake;
-#[cfg(test)]
 mod tests;
 
 use std::io;

@@ -22,8 +22,8 @@ use super::wire::{
 use super::{limits, tunnel};
 use crate::host_agent::{
     AgentError, Bond, Change, Changed, Changes, Code, CreateRequest, Created, ForkRequest, Forked, Fresh, HostAgent,
-    HostView, PauseOptions, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Stat, TemplateView, Timeout,
-    Tunnel, View, Warmed,
+    HostView, PauseOptions, Progress, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Stat, TemplateView,
+    Timeout, Tunnel, View, Warmed,
 };
 
 type Body = <SharedHttp2Connection as ClientTransport>::ResponseBody;
@@ -129,6 +129,18 @@ async fn next_change(stream: &mut ServerStream<Body, WatchResponseView<'static>>
         }
     }
     Err(AgentError { code: Code::Unavailable, message: "the agent has ended the watch".to_owned() })
+}
+
+/// The template, if it is built; else it is heard how the build goes on.
+fn built(message: wire::BuildTemplateResponse, progress: &Progress) -> Option<wire::Template> {
+    match message.event? {
+        wire::build_template_response::Event::Template(template) => Some(*template),
+        wire::build_template_response::Event::Progress(line) => {
+            progress(&line);
+            None
+        }
+        wire::build_template_response::Event::Keepalive(_) => None,
+    }
 }
 
 /// Holds the stream that holds the sandbox.
@@ -259,6 +271,13 @@ impl HostAgent for Remote {
             views.push(template_view(message.template.into_option())?);
         }
         Ok(views)
+    }
+
+    async fn build_template(&self, recipe: &str, progress: Progress) -> Result<TemplateView, AgentError> {
+        let request = wire::BuildTemplateRequest { recipe: recipe.to_owned() };
+        let mut stream = self.client.build_template(request).await.map_err(agent_error)?;
+        let built = answer("build template", &mut stream, |message| built(message, &progress)).await?;
+        template_view(Some(built))
     }
 
     async fn warm(&self, fresh: Fresh, ready_limit: Duration) -> Result<Warmed, AgentError> {

@@ -7,16 +7,17 @@ use std::sync::Arc;
 
 use connectrpc::{Encodable, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream};
 use futures::TryStreamExt as _;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use wrenn_engine::limits::CONSOLE_RING_BYTES;
 use wrenn_proto::hostagent as wire;
 
-use super::stream::{Call, Making, long, watching};
+use super::limits;
+use super::stream::{Call, Making, long, telling, watching};
 use super::wire::{
     checked_create, checked_fork, checked_from_snapshot, checked_resume, checked_rollback, checked_snapshot,
     checked_timeout, checked_warm, fork_events, sandbox_id, snapshot_name, template_name,
 };
-use crate::host_agent::{AgentError, HostAgent, PauseOptions};
+use crate::host_agent::{AgentError, HostAgent, PauseOptions, Progress};
 
 /// The service over one agent.
 pub(super) struct Service {
@@ -237,6 +238,22 @@ impl wire::HostAgent for Service {
             .into_iter()
             .map(|view| Ok(wire::ListTemplatesResponse { template: wire::Template::from(view).into() }));
         Response::stream_ok(futures::stream::iter(answers))
+    }
+
+    async fn build_template(
+        &self,
+        _: RequestContext,
+        request: ServiceRequest<'_, wire::BuildTemplateRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<wire::BuildTemplateResponse> + Send + use<>>> {
+        let recipe = template_name(request.recipe)?;
+        let (lines, heard) = mpsc::channel(limits::PROGRESS_LINES_MAX);
+        // Nobody may hear it any more, or not as fast as it is told.
+        let progress: Progress = Arc::new(move |line| drop(lines.try_send(line.to_owned())));
+        let call = self.begin(move |agent| async move { agent.build_template(&recipe, progress).await });
+        let built = |view| vec![wire::Template::from(view).into()];
+        let events =
+            telling(call, heard, wire::build_template_response::Event::Progress, || wire::KeepAlive {}.into(), built);
+        Response::stream_ok(events.map_ok(|event| wire::BuildTemplateResponse { event: Some(event) }))
     }
 
     async fn warm(

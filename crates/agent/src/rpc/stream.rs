@@ -9,7 +9,7 @@
 
 use connectrpc::ConnectError;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use wrenn_proto::hostagent as wire;
@@ -42,15 +42,46 @@ pub(super) fn long<T: Send + 'static, E: Send + 'static>(
     keepalive: fn() -> E,
     events: fn(T) -> Vec<E>,
 ) -> impl Stream<Item = Result<E, ConnectError>> + Send {
-    let waiting = futures::stream::unfold(Some(call), move |call| async move {
-        let mut call = call?;
-        match timeout(limits::KEEPALIVE_EVERY, call.answer()).await {
-            Err(_elapsed) => Some((vec![Ok(keepalive())], Some(call))),
-            Ok(Err(error)) => Some((vec![Err(error.into())], None)),
-            Ok(Ok(answer)) => Some((events(answer).into_iter().map(Ok).collect(), None)),
+    let (_nobody, no_lines) = mpsc::channel(1);
+    telling(call, no_lines, move |_| keepalive(), keepalive, events)
+}
+
+/// As [`long`], of a call that tells in lines how it goes on.
+pub(super) fn telling<T: Send + 'static, E: Send + 'static>(
+    call: Call<T>,
+    lines: mpsc::Receiver<String>,
+    line: impl Fn(String) -> E + Copy + Send,
+    keepalive: fn() -> E,
+    events: fn(T) -> Vec<E>,
+) -> impl Stream<Item = Result<E, ConnectError>> + Send {
+    let waiting = futures::stream::unfold(Some((call, lines)), move |waiting| async move {
+        let (mut call, mut lines) = waiting?;
+        let next = async {
+            tokio::select! {
+                biased;
+                Some(text) = lines.recv() => Next::Line(text),
+                answer = call.answer() => Next::Answer(answer),
+            }
+        };
+        match timeout(limits::KEEPALIVE_EVERY, next).await {
+            Err(_elapsed) => Some((vec![Ok(keepalive())], Some((call, lines)))),
+            Ok(Next::Line(text)) => Some((vec![Ok(line(text))], Some((call, lines)))),
+            Ok(Next::Answer(answer)) => {
+                let told = std::iter::from_fn(|| lines.try_recv().ok()).map(|text| Ok(line(text)));
+                let rest = match answer {
+                    Ok(answer) => events(answer).into_iter().map(Ok).collect(),
+                    Err(error) => vec![Err(error.into())],
+                };
+                Some((told.chain(rest).collect(), None))
+            }
         }
     });
     waiting.flat_map(futures::stream::iter)
+}
+
+enum Next<T> {
+    Line(String),
+    Answer(Result<T, AgentError>),
 }
 
 /// The stream of one Watch: what happens, keepalives while nothing does, and an error at its end, also when the agent ends.
@@ -159,6 +190,24 @@ mod tests {
         answer.send(Ok(2)).unwrap();
         let rest: Vec<_> = stream.map(Result::unwrap).collect().await;
         assert_eq!(rest, ["0", "1"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_lines_of_a_call_come_before_its_answer() {
+        let (answer, answered) = oneshot::channel::<Answer>();
+        let (lines, heard) = mpsc::channel(8);
+        let call = Call::new(tokio::spawn(async { answered.await.unwrap() }));
+        let stream = telling(call, heard, |line| line, || "alive".to_owned(), |answer| vec![answer.to_string()]);
+        tokio::pin!(stream);
+        lines.try_send("one".to_owned()).unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap(), "one");
+        assert_eq!(stream.next().await.unwrap().unwrap(), "alive");
+        answer.send(Ok(7)).unwrap();
+        lines.try_send("two".to_owned()).unwrap();
+        lines.try_send("three".to_owned()).unwrap();
+        drop(lines);
+        let rest: Vec<_> = stream.map(Result::unwrap).collect().await;
+        assert_eq!(rest, ["two", "three", "7"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -244,6 +244,9 @@ impl Parts {
         let vmm_pid = self.shim.as_ref().and_then(|shim| shim.vmm_pid().ok().flatten());
         // A process that ends while it is looked at takes nothing.
         let usage = vmm_pid.and_then(|pid| process::usage(pid).ok());
+        // Neither does a network that is being taken down.
+        let traffic =
+            self.lease.as_ref().filter(|_| vmm_pid.is_some()).and_then(|lease| lease.traffic().ok().flatten());
         let live = self.disk.as_ref().filter(|disk| disk.path.exists());
         let live_bytes = match live.map(|disk| self.host.storage.status(disk)).transpose()? {
             Some(status) => status.own_bytes,
@@ -261,6 +264,8 @@ impl Parts {
             disk_shared_bytes: shared + kept.shared_bytes,
             memory_file_bytes: memory.own_bytes,
             vmm_pid,
+            network_rx_bytes: traffic.map(|traffic| traffic.received_bytes),
+            network_tx_bytes: traffic.map(|traffic| traffic.sent_bytes),
         })
     }
 

@@ -29,7 +29,7 @@ pub mod vmlinux;
 use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -74,6 +74,18 @@ impl<F: Fn(&str, u64, u64) + Send + Sync> Progress for F {
 
 /// A shared [`Progress`].
 pub type Reporter = Arc<dyn Progress>;
+
+/// Tells of each step once, when it begins, in a line.
+pub fn lines(tell: impl Fn(&str) + Send + Sync + 'static) -> Reporter {
+    let last = Mutex::new(String::new());
+    Arc::new(move |step: &str, _done: u64, _total: u64| {
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != step {
+            step.clone_into(&mut last);
+            tell(&format!("{step} ..."));
+        }
+    })
+}
 
 /// The kernels and templates of one instance. Cheap to clone.
 #[derive(Clone)]
@@ -247,5 +259,23 @@ impl Places {
 
     fn lock(&self) -> PathBuf {
         self.dir.join("image.lock")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_step_is_one_line() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let reporter = lines({
+            let told = Arc::clone(&told);
+            move |line| told.lock().unwrap().push(line.to_owned())
+        });
+        for (step, done) in [("fetch", 0), ("fetch", 5), ("unpack", 0), ("fetch", 0)] {
+            reporter.report(step, done, 9);
+        }
+        assert_eq!(*told.lock().unwrap(), ["fetch ...", "unpack ...", "fetch ..."]);
     }
 }

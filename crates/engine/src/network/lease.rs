@@ -16,7 +16,7 @@ use super::addresses::{Addresses, TAP};
 use super::build::{self, Step, Timings};
 use super::connect::Connector;
 use super::slots::SlotLock;
-use super::{NetworkError, Shared};
+use super::{NetworkError, Shared, Traffic};
 use crate::names::Slot;
 
 /// A slot with its network, held by this process.
@@ -87,6 +87,12 @@ impl Lease {
     /// What makes connections to the guest; may outlive the lease, but connects to nothing then.
     pub fn connector(&self) -> Connector {
         Connector::new(Arc::clone(&self.netns))
+    }
+
+    /// What went to and from the guest since the network was made; `None` if somebody has removed it. Connections of
+    /// [`Lease::connector`] are not in it: they begin inside of the namespace.
+    pub fn traffic(&self) -> std::io::Result<Option<Traffic>> {
+        Traffic::of(&self.addresses.name.veth())
     }
 
     /// Takes the network down and frees the slot. Goes on to its end also if the caller stops waiting. What cannot be

@@ -39,6 +39,15 @@ pub struct Covering {
     pub link: Option<LinkIndex>,
 }
 
+/// What has gone over a link since it was made, as its own namespace sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// Bytes that came in.
+    pub in_bytes: u64,
+    /// Bytes that went out.
+    pub out_bytes: u64,
+}
+
 /// A socket to the kernel's routing subsystem.
 pub struct Netlink {
     socket: Socket,
@@ -76,6 +85,17 @@ impl Netlink {
         request.attributes = vec![LinkAttribute::IfName(name.to_owned())];
         match self.request(RouteNetlinkMessage::GetLink(request), 0) {
             Ok(answers) => Ok(answers.into_iter().find_map(|answer| link(answer).map(|(index, _)| index))),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What has gone over the link called `name`, if there is one.
+    pub fn counters(&mut self, name: &str) -> io::Result<Option<Counters>> {
+        let mut request = LinkMessage::default();
+        request.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        match self.request(RouteNetlinkMessage::GetLink(request), 0) {
+            Ok(answers) => Ok(answers.into_iter().find_map(counters)),
             Err(error) if Errno::from_io_error(&error) == Some(Errno::NODEV) => Ok(None),
             Err(error) => Err(error),
         }
@@ -236,6 +256,15 @@ fn link(answer: RouteNetlinkMessage) -> Option<(LinkIndex, String)> {
         _ => None,
     })?;
     Some((LinkIndex(message.header.index), name))
+}
+
+fn counters(answer: RouteNetlinkMessage) -> Option<Counters> {
+    let RouteNetlinkMessage::NewLink(message) = answer else { return None };
+    message.attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::Stats64(stats) => Some(Counters { in_bytes: stats.rx_bytes, out_bytes: stats.tx_bytes }),
+        // As above.
+        _ => None,
+    })
 }
 
 fn route(answer: RouteNetlinkMessage) -> Option<Covering> {

@@ -37,6 +37,7 @@ pub mod resolvers;
 pub mod rules;
 pub mod slots;
 mod sweep;
+mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -53,6 +54,7 @@ pub use lease::Lease;
 pub use pool::Pool;
 pub use resolvers::Dns;
 pub use sweep::{HostObject, SweepReport};
+pub use traffic::Traffic;
 
 use tokio::sync::{Semaphore, oneshot};
 

@@ -102,6 +102,8 @@ pub fn stat(stat: &Stat) -> String {
         ("disk, its own", bytes(stat.disk_own_bytes)),
         ("  of it memory", bytes(stat.memory_file_bytes)),
         ("disk, shared", bytes(stat.disk_shared_bytes)),
+        ("network, in", stat.network_rx_bytes.map_or_else(at_rest, bytes)),
+        ("network, out", stat.network_tx_bytes.map_or_else(at_rest, bytes)),
         ("vmm pid", stat.vmm_pid.map_or_else(at_rest, |pid| pid.to_string())),
     ];
     rows.iter().map(|(name, value)| format!("{name:<14}  {value}\n")).collect()
@@ -261,6 +263,8 @@ label      owner=me
             disk_shared_bytes: 3 << 30,
             memory_file_bytes: 0,
             vmm_pid: Some(4711),
+            network_rx_bytes: Some(7 << 20),
+            network_tx_bytes: Some(0),
         };
         assert_eq!(
             format!("\n{}", stat(&running)),
@@ -270,6 +274,8 @@ cpu time        12.3 s
 disk, its own   5.0 MiB
   of it memory  0 B
 disk, shared    3.0 GiB
+network, in     7.0 MiB
+network, out    0 B
 vmm pid         4711
 "
         );

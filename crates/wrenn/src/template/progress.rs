@@ -1,14 +1,14 @@
 //! How a build goes on, as people watch it.
 
 use std::io::IsTerminal as _;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use wrenn_engine::image::{Progress, Reporter};
+use wrenn_engine::image::{self, Progress, Reporter};
 
 /// A bar on a terminal, a line per step elsewhere; on stderr either way.
 pub fn reporter() -> Reporter {
-    if std::io::stderr().is_terminal() { Arc::new(Bar::new()) } else { Arc::new(Lines::default()) }
+    if std::io::stderr().is_terminal() { Arc::new(Bar::new()) } else { image::lines(|line| eprintln!("{line}")) }
 }
 
 struct Bar(ProgressBar);
@@ -33,20 +33,5 @@ impl Progress for Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.0.finish_and_clear();
-    }
-}
-
-#[derive(Default)]
-struct Lines {
-    last: Mutex<String>,
-}
-
-impl Progress for Lines {
-    fn report(&self, step: &str, _done: u64, _total: u64) {
-        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if *last != step {
-            step.clone_into(&mut last);
-            eprintln!("{step} ...");
-        }
     }
 }

@@ -18,9 +18,9 @@ use tokio::task::JoinHandle;
 use wrenn_engine::names::SandboxId;
 use wrenn_engine::units::Mib;
 
-use super::fake::{self, Fake};
 use super::server::{Peers, serve_for};
 use super::*;
+use crate::fake::{self, Fake};
 use crate::host_agent::{
     AgentError, Code, CreateRequest, Fresh, HostAgent, OnTimeout, PauseOptions, Phase, ResumeOptions, Source, Timeout,
     View, Wishes,
@@ -129,8 +129,7 @@ async fn every_call_reaches_the_agent() {
     assert_eq!(remote.list().await.unwrap(), [one.clone(), two.clone()]);
     assert_eq!(remote.get(&two.id).await.unwrap(), two);
     assert_eq!(remote.host().await.unwrap(), fake::host_view(Mib(512)));
-    assert_eq!(remote.stat(&one.id).await.unwrap().memory_bytes, Some(1 << 40));
-    assert_eq!(remote.stat(&one.id).await.unwrap().cpu_ms, None);
+    assert_eq!(remote.stat(&one.id).await.unwrap(), fake::stat(&one));
     assert_eq!(remote.console(&one.id, 7).await.unwrap(), b"login: ");
     assert_eq!(remote.console(&one.id, u32::MAX).await.unwrap(), b"\xffboot\nlogin: ");
     let after = Timeout { after: Some(Duration::from_secs(3)), on_timeout: Some(OnTimeout::Destroy) };
@@ -140,6 +139,8 @@ async fn every_call_reaches_the_agent() {
     assert_eq!((view.deadline_unix_ms, view.on_timeout), (None, OnTimeout::Destroy), "as it was");
     let changed = remote.pause(&one.id, PauseOptions { disk_only: true }).await.unwrap();
     assert_eq!((changed.view.phase, changed.view.reason.as_deref()), (Phase::Paused, Some("disk only")));
+    assert_eq!(remote.stat(&one.id).await.unwrap(), fake::stat(&changed.view));
+    assert_eq!(remote.stat(&one.id).await.unwrap().network_rx_bytes, None, "it is at rest");
     let options = ResumeOptions { ready_limit: Duration::from_secs(7), timeout: Some(Duration::from_secs(9)) };
     let view = remote.resume(&one.id, options).await.unwrap().view;
     assert_eq!((view.deadline_unix_ms, view.reason.as_deref()), (Some(1_700_000_009_000), Some("ready within 7s")));

@@ -1,9 +1,10 @@
 //! Templates and their warm images.
 
+use wrenn_engine::image::Recipe;
 use wrenn_engine::limits::WARM_IMAGES_MAX;
 
 use super::*;
-use crate::host_agent::{SnapshotRequest, Start, TemplateView};
+use crate::host_agent::{Progress, SnapshotRequest, Start, TemplateView};
 
 /// A template `own`, from a snapshot of a sandbox.
 async fn own(world: &World) -> TemplateView {
@@ -48,6 +49,21 @@ async fn a_template_is_made_listed_warmed_and_removed() {
 }
 
 #[tokio::test]
+async fn a_build_tells_how_it_goes_on_and_what_it_made() {
+    let world = World::of(Fake::gated()).await;
+    let (lines, mut heard) = mpsc::unbounded_channel();
+    let progress: Progress = Arc::new(move |line| lines.send(line.to_owned()).unwrap());
+    let remote = world.remote.clone();
+    let building = tokio::spawn(async move { remote.build_template("minimal", progress).await });
+    assert_eq!(soon(heard.recv()).await.unwrap(), fake::BUILD_STEPS[0], "before it is done");
+    world.fake.gate.as_ref().unwrap().notify_one();
+    assert_eq!(soon(building).await.unwrap(), Ok(fake::built_view(Recipe::Minimal)));
+    assert_eq!(heard.recv().await.unwrap(), fake::BUILD_STEPS[1]);
+    assert_eq!(heard.recv().await, None);
+    assert_eq!(world.remote.templates().await.unwrap(), [fake::built_view(Recipe::Minimal)]);
+}
+
+#[tokio::test]
 async fn a_template_has_all_the_warm_images_that_are_kept() {
     let world = World::new().await;
     own(&world).await;
@@ -64,9 +80,13 @@ async fn refusals_keep_their_code_and_their_text() {
     let remote = &world.remote;
     own(&world).await;
     assert_eq!(remote.template_from_snapshot("none", "a").await.unwrap_err().message, "there is no snapshot `none`");
+    let silent: Progress = Arc::new(|_| {});
+    let unknown = remote.build_template("nothing", Arc::clone(&silent)).await.unwrap_err();
+    assert!(unknown.code == Code::Invalid && unknown.message.contains("`minimal` and `base`"), "{unknown}");
     for code in Code::ALL {
         let error = AgentError { code, message: format!("cannot do it: \"{}\"\n ü", code.as_str()) };
-        world.fake.failures.lock().unwrap().extend(std::iter::repeat_n(error.clone(), 4));
+        world.fake.failures.lock().unwrap().extend(std::iter::repeat_n(error.clone(), 5));
+        assert_eq!(remote.build_template("base", Arc::clone(&silent)).await.unwrap_err(), error);
         assert_eq!(remote.templates().await.unwrap_err(), error);
         assert_eq!(remote.warm(of_own(1), SOON).await.unwrap_err(), error);
         assert_eq!(remote.remove_template("own").await.unwrap_err(), error);
@@ -93,6 +113,7 @@ async fn what_is_beyond_the_limits_never_reaches_the_agent() {
         assert_eq!(refused.code, Code::Invalid, "{snapshot} {name}");
     }
     for name in ["", &"x".repeat(257)] {
+        assert_eq!(remote.build_template(name, Arc::new(|_| {})).await.unwrap_err().code, Code::Invalid);
         assert_eq!(remote.remove_template(name).await.unwrap_err().code, Code::Invalid);
     }
     assert_eq!(remote.templates().await.unwrap()[0].warm.len(), 1);

@@ -189,6 +189,8 @@ impl From<Stat> for wire::StatResponse {
             disk_shared_bytes: stat.disk_shared_bytes,
             memory_file_bytes: stat.memory_file_bytes,
             vmm_pid: stat.vmm_pid,
+            network_rx_bytes: stat.network_rx_bytes,
+            network_tx_bytes: stat.network_tx_bytes,
         }
     }
 }
@@ -202,6 +204,8 @@ impl From<wire::StatResponse> for Stat {
             disk_shared_bytes: stat.disk_shared_bytes,
             memory_file_bytes: stat.memory_file_bytes,
             vmm_pid: stat.vmm_pid,
+            network_rx_bytes: stat.network_rx_bytes,
+            network_tx_bytes: stat.network_tx_bytes,
         }
     }
 }

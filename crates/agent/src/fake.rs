@@ -1,12 +1,19 @@
-//! An agent without a host: sandboxes, snapshots and templates are entries of maps, guests echo what they are sent.
+//! An agent without a host, for tests: sandboxes, snapshots and templates are entries of maps, guests echo what they are sent.
+//!
+//! It answers, refuses and tells who watches as the real one does, but that nothing takes any time and nothing happens by itself:
+//! what would is done by the test ([`Fake::become_phase`], [`Fake::gone`]). The next calls fail if a test wants them to, and those
+//! that may take long wait if it wants that.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::{Notify, mpsc};
+use wrenn_engine::image::{Recipe, UnknownRecipe};
 use wrenn_engine::names::{SandboxId, SnapshotId};
 use wrenn_engine::storage::Backend;
 use wrenn_engine::units::Mib;
@@ -15,14 +22,20 @@ use wrenn_engine::vmm::{Accel, Description, DriverKind};
 use crate::changes::Announcer;
 use crate::host_agent::{
     AgentError, Bond, Change, Changed, Changes, Code, CreateRequest, Created, Departure, Ended, ForkRequest, Forked,
-    Fresh, HostAgent, HostView, PauseOptions, Phase, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Source,
-    Start, Stat, TemplateView, Timeout, Tunnel, View, WarmView, Warmed,
+    Fresh, HostAgent, HostView, PauseOptions, Phase, Progress, ResumeOptions, SnapshotRequest, SnapshotView,
+    Snapshotted, Source, Start, Stat, TemplateView, Timeout, Tunnel, View, WarmView, Warmed,
 };
 use crate::policy::{self, Verb};
 use crate::sandbox::{Shape, Timing};
 
 /// When everything was made, but for what is told apart by it.
 const EPOCH_MS: u64 = 1_700_000_000_000;
+
+/// How a build goes on.
+pub const BUILD_STEPS: [&str; 2] = ["fetch packages ...", "make the file system ..."];
+
+/// Makes the connections to guests' ports.
+pub type Dialer = Arc<dyn Fn(&SandboxId, u16) -> BoxFuture<'static, Result<Tunnel, AgentError>> + Send + Sync>;
 
 /// The agent, and what tests see and do behind its back.
 #[derive(Default)]
@@ -40,6 +53,10 @@ pub struct Fake {
     pub at_gate: Notify,
     /// The guests' ends of tunnels, when a test plays the guest.
     pub guests: Option<mpsc::UnboundedSender<DuplexStream>>,
+    /// What answers at the guests' ports, when a test says so.
+    pub dialer: Option<Dialer>,
+    /// What sandboxes take, where it is not [`stat`].
+    pub stats: Mutex<BTreeMap<SandboxId, Stat>>,
 }
 
 #[derive(Default)]
@@ -51,6 +68,9 @@ struct Inner {
     /// Told whenever a bond was dropped.
     released: Notify,
     announcer: Announcer,
+    /// How many sandboxes and snapshots were ever made: none has the id of another.
+    sandboxes_made: AtomicU32,
+    snapshots_made: AtomicU32,
 }
 
 impl Inner {
@@ -145,6 +165,26 @@ impl Fake {
         self.failures.lock().unwrap().pop_front().map_or(Ok(()), Err)
     }
 
+    /// One at whose guests' ports `dialer` answers.
+    pub fn with_dialer(dialer: Dialer) -> Self {
+        Self { dialer: Some(dialer), ..Self::default() }
+    }
+
+    /// What nobody asked for happens to a sandbox.
+    ///
+    /// # Panics
+    /// If there is no such sandbox.
+    pub fn become_phase(&self, id: &SandboxId, phase: Phase, reason: Option<&str>) {
+        // Whatever it is doing, this may happen.
+        let become_it = self.inner.change(id, Verb::Destroy, phase, |view| view.reason = reason.map(str::to_owned));
+        become_it.expect("there is such a sandbox");
+    }
+
+    /// A sandbox is gone for a reason that is none of a call's.
+    pub fn gone(&self, id: &SandboxId, why: Ended) {
+        self.inner.remove(id, why);
+    }
+
     /// The agent ends: nothing happens any more.
     pub fn end(&self) {
         self.inner.announcer.close();
@@ -200,12 +240,13 @@ impl Fake {
         if self.room.is_some_and(|room| self.count() >= room) {
             return Err(AgentError { code: Code::Exhausted, message: "no room".to_owned() });
         }
-        let number = u8::try_from(self.count()).unwrap();
+        let number = self.inner.sandboxes_made.fetch_add(1, Ordering::Relaxed);
         let metadata = if request.metadata.is_empty() { &parent.metadata } else { &request.metadata };
         let view = View {
-            id: SandboxId::from_random([number; 18]),
+            id: SandboxId::from_random(digits(number)),
             revision: 1,
             phase: Phase::Running,
+            created_unix_ms: EPOCH_MS + u64::from(number),
             deadline_unix_ms: request.timeout.map(deadline),
             start: Start::Warm,
             metadata: metadata.clone(),
@@ -216,6 +257,18 @@ impl Fake {
         self.inner.add(view.clone());
         Ok(Changed { view, timings: vec![timing("restore")] })
     }
+}
+
+/// What makes an id of a number: of two numbers the smaller one makes the one that is first in order.
+fn digits(number: u32) -> [u8; 18] {
+    const LETTERS: u32 = 26;
+    let mut digits = [0; 18];
+    let mut rest = number;
+    for digit in digits.iter_mut().rev() {
+        *digit = (rest % LETTERS) as u8;
+        rest /= LETTERS;
+    }
+    digits
 }
 
 fn deadline(timeout: Duration) -> u64 {
@@ -239,13 +292,13 @@ fn vmm() -> Description {
 }
 
 /// A sandbox as it was asked for; from a snapshot everything is the snapshot's that is not said here.
-pub fn view(number: u8, request: &CreateRequest) -> View {
+pub fn view(number: u32, request: &CreateRequest) -> View {
     let (template, shape) = match &request.source {
         Source::Template(fresh) => (fresh.template.clone(), fresh.shape.clone()),
         Source::Snapshot(_) => (String::new(), Shape { vcpus: 1, memory: Mib(0), disk: None }),
     };
     View {
-        id: SandboxId::from_random([number; 18]),
+        id: SandboxId::from_random(digits(number)),
         revision: 1,
         phase: Phase::Running,
         reason: None,
@@ -266,10 +319,25 @@ pub fn view(number: u8, request: &CreateRequest) -> View {
     }
 }
 
+/// What a sandbox takes.
+pub fn stat(view: &View) -> Stat {
+    let runs = matches!(view.phase, Phase::Running | Phase::Capturing);
+    Stat {
+        memory_bytes: runs.then_some(1 << 40),
+        cpu_ms: runs.then_some(1500),
+        disk_own_bytes: 4096,
+        disk_shared_bytes: 8192,
+        memory_file_bytes: if runs { 0 } else { 1024 },
+        vmm_pid: runs.then_some(77),
+        network_rx_bytes: runs.then_some(u64::MAX),
+        network_tx_bytes: runs.then_some(0),
+    }
+}
+
 /// A snapshot of a sandbox.
-pub fn snapshot_view(number: u8, of: &View, request: &SnapshotRequest) -> SnapshotView {
+pub fn snapshot_view(number: u32, of: &View, request: &SnapshotRequest) -> SnapshotView {
     SnapshotView {
-        id: SnapshotId::from_random([number; 18]),
+        id: SnapshotId::from_random(digits(number)),
         name: request.name.clone(),
         created_unix_ms: EPOCH_MS + u64::from(number),
         sandbox: of.id.clone(),
@@ -295,6 +363,18 @@ pub fn template_view(name: &str, of: &SnapshotView) -> TemplateView {
         size_bytes: of.disk.bytes(),
         own_bytes: 1 << 20,
         warm: of.has_memory.then(|| warm_view(of.vcpus, of.memory, of.disk)).into_iter().collect(),
+    }
+}
+
+/// A template that was built.
+pub fn built_view(recipe: Recipe) -> TemplateView {
+    TemplateView {
+        id: format!("id-of-{}", recipe.name()),
+        name: recipe.name().to_owned(),
+        created: "2026-01-02T03:04:05Z".to_owned(),
+        size_bytes: Mib(64).bytes(),
+        own_bytes: 2 << 20,
+        warm: Vec::new(),
     }
 }
 
@@ -325,7 +405,7 @@ impl HostAgent for Fake {
     async fn create(&self, request: CreateRequest) -> Result<Created, AgentError> {
         self.failure()?;
         self.pass_gate().await;
-        let number = u8::try_from(self.count()).unwrap();
+        let number = self.inner.sandboxes_made.fetch_add(1, Ordering::Relaxed);
         let mut view = view(number, &request);
         match &request.source {
             Source::Template(fresh) if !fresh.cold && self.has_warm(fresh) => view.start = Start::Warm,
@@ -392,7 +472,7 @@ impl HostAgent for Fake {
             return Err(AgentError { code: Code::Invalid, message: format!("there is a snapshot `{name}`") });
         }
         let mut snapshots = self.inner.snapshots.lock().unwrap();
-        let view = snapshot_view(u8::try_from(snapshots.len()).unwrap(), &captured, &request);
+        let view = snapshot_view(self.inner.snapshots_made.fetch_add(1, Ordering::Relaxed), &captured, &request);
         snapshots.insert(view.id.clone(), view.clone());
         Ok(Snapshotted { view, timings: vec![timing("capture")] })
     }
@@ -427,6 +507,17 @@ impl HostAgent for Fake {
     async fn templates(&self) -> Result<Vec<TemplateView>, AgentError> {
         self.failure()?;
         Ok(self.lock_templates().values().cloned().collect())
+    }
+
+    async fn build_template(&self, recipe: &str, progress: Progress) -> Result<TemplateView, AgentError> {
+        let recipe: Recipe =
+            recipe.parse().map_err(|unknown: UnknownRecipe| AgentError::of(Code::Invalid, &unknown))?;
+        progress(BUILD_STEPS[0]);
+        self.pass_gate().await;
+        self.failure()?;
+        progress(BUILD_STEPS[1]);
+        let mut templates = self.lock_templates();
+        Ok(templates.entry(recipe.name().to_owned()).or_insert_with(|| built_view(recipe)).clone())
     }
 
     async fn warm(&self, fresh: Fresh, _ready_limit: Duration) -> Result<Warmed, AgentError> {
@@ -464,8 +555,8 @@ impl HostAgent for Fake {
     }
 
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError> {
-        self.get(id).await?;
-        Ok(Stat { memory_bytes: Some(1 << 40), disk_own_bytes: 4096, vmm_pid: Some(77), ..Stat::default() })
+        let view = self.get(id).await?;
+        Ok(self.stats.lock().unwrap().get(id).cloned().unwrap_or_else(|| stat(&view)))
     }
 
     async fn console(&self, id: &SandboxId, bytes_max: u32) -> Result<Vec<u8>, AgentError> {
@@ -474,8 +565,11 @@ impl HostAgent for Fake {
         Ok(text[text.len().saturating_sub(bytes_max as usize)..].to_vec())
     }
 
-    async fn dial(&self, id: &SandboxId, _port: u16, _limit: Duration) -> Result<Tunnel, AgentError> {
+    async fn dial(&self, id: &SandboxId, port: u16, _limit: Duration) -> Result<Tunnel, AgentError> {
         policy::check(self.get(id).await?.phase, Verb::Use)?;
+        if let Some(dialer) = &self.dialer {
+            return dialer(id, port).await;
+        }
         let (ours, guests) = duplex(16 * 1024);
         match &self.guests {
             Some(tests) => tests.send(guests).unwrap(),
@@ -491,4 +585,84 @@ async fn echo(mut guest: DuplexStream) {
     guest.read_to_end(&mut heard).await.unwrap();
     guest.write_all(&heard).await.unwrap();
     guest.shutdown().await.unwrap();
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+
+    use super::*;
+    use crate::host_agent::Wishes;
+
+    fn request() -> CreateRequest {
+        let shape = Shape { vcpus: 1, memory: Mib(256), disk: None };
+        let fresh = Fresh { template: "minimal".to_owned(), kernel: None, shape, cold: false };
+        CreateRequest {
+            source: Source::Template(fresh),
+            wishes: Wishes { bound: false, ..Wishes::bound(Duration::ZERO) },
+        }
+    }
+
+    async fn create(fake: &Fake) -> View {
+        fake.create(request()).await.unwrap().changed.view
+    }
+
+    #[tokio::test]
+    async fn it_holds_a_thousand_sandboxes_and_no_id_comes_again() {
+        let fake = Fake::default();
+        let mut made = Vec::new();
+        for _ in 0..1000 {
+            made.push(create(&fake).await);
+        }
+        assert_eq!(fake.list().await.unwrap(), made, "the oldest first");
+        let told: Vec<_> = fake.watch().await.unwrap().take(1001).map(Result::unwrap).collect().await;
+        assert_eq!(told[..1000], made.iter().cloned().map(Change::Is).collect::<Vec<_>>());
+        assert_eq!(told[1000], Change::Complete);
+        fake.destroy(&made[999].id).await.unwrap();
+        let another = create(&fake).await;
+        assert!(made.iter().all(|view| view.id < another.id));
+    }
+
+    #[tokio::test]
+    async fn what_happens_by_itself_is_told() {
+        let fake = Fake::default();
+        let view = create(&fake).await;
+        let mut changes = fake.watch().await.unwrap().skip(2);
+        fake.become_phase(&view.id, Phase::Stopped, Some("the VM ended"));
+        fake.gone(&view.id, Ended::TimedOut);
+        let Change::Is(stopped) = changes.next().await.unwrap().unwrap() else { panic!("it is there") };
+        assert_eq!((stopped.phase, stopped.reason.as_deref()), (Phase::Stopped, Some("the VM ended")));
+        let Change::Gone(departure) = changes.next().await.unwrap().unwrap() else { panic!("it is gone") };
+        assert_eq!((departure.id, departure.why), (view.id, Ended::TimedOut));
+        assert_eq!(fake.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_test_answers_at_the_guests_ports() {
+        let fake = Fake::with_dialer(Arc::new(|id, port| {
+            let text = format!("{id}:{port}");
+            Box::pin(async move {
+                let (ours, mut guests) = duplex(1024);
+                guests.write_all(text.as_bytes()).await.unwrap();
+                Ok(Box::new(ours) as Tunnel)
+            })
+        }));
+        let id = create(&fake).await.id;
+        let mut tunnel = fake.dial(&id, 8080, Duration::ZERO).await.unwrap();
+        let mut heard = String::new();
+        tunnel.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, format!("{id}:8080"));
+        fake.pause(&id, PauseOptions::default()).await.unwrap();
+        assert_eq!(fake.dial(&id, 8080, Duration::ZERO).await.err().unwrap().code, Code::Denied);
+    }
+
+    #[tokio::test]
+    async fn a_sandbox_takes_what_a_test_says() {
+        let fake = Fake::default();
+        let view = create(&fake).await;
+        assert_eq!(fake.stat(&view.id).await.unwrap(), stat(&view));
+        let wanted = Stat { cpu_ms: Some(3), ..stat(&view) };
+        fake.stats.lock().unwrap().insert(view.id.clone(), wanted.clone());
+        assert_eq!(fake.stat(&view.id).await.unwrap(), wanted);
+    }
 }
