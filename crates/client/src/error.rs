@@ -24,7 +24,9 @@ pub enum ClientError {
     #[error("there can be nothing called {0:?}")]
     Name(String),
     /// There is no way to make secure connections on this system.
-    #[error("cannot make an HTTP client; has this system certificates (Debian package ca-certificates), or does SSL_CERT_FILE name some?")]
+    #[error(
+        "cannot make an HTTP client; has this system certificates (Debian package ca-certificates), or does SSL_CERT_FILE name some?"
+    )]
     Set {
         /// Why.
         #[source]

@@ -19,7 +19,7 @@ use wrenn_engine::vmm::{Accel, DriverKind};
 pub use files::{CopyArgs, ForwardArgs, GuestPath, Operand, PortPair};
 pub use key::{KeyVerb, NewKeyArgs};
 pub use sandbox::{AgentArgs, AttachArgs, CreateArgs, ExecArgs, RepairArgs, SandboxVerb, ShellArgs};
-pub use serve::{DbVerb, ServeArgs, ServerArgs, WorkerArgs};
+pub use serve::{DbVerb, ServeArgs, ServiceArgs, WorkerArgs};
 pub use shared::{CommandArgs, WantedArgs};
 pub use snapshot::{ForkArgs, ForkcheckArgs, RollbackArgs, SnapshotVerb};
 pub use template::{TemplateVerb, WarmArgs};

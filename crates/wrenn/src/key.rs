@@ -55,7 +55,9 @@ impl Keys<'_> {
             }),
             Self::In(db) => match db.revoke_key(id, now_unix_ms()).await {
                 Ok(Some(key)) => Ok(key),
-                Ok(None) => Err(Refused { code: Code::NotFound, message: format!("there is no key {}", printable_line(id)) }),
+                Ok(None) => {
+                    Err(Refused { code: Code::NotFound, message: format!("there is no key {}", printable_line(id)) })
+                }
                 Err(error) => Err(Refused { code: Code::Unavailable, message: crate::causes(&error.into()) }),
             },
         }

@@ -15,7 +15,7 @@ pub struct ServeArgs {
     pub listen: SocketAddr,
     /// How the server is.
     #[command(flatten)]
-    pub server: ServerArgs,
+    pub server: ServiceArgs,
     /// How the agent is.
     #[command(flatten)]
     pub agent: AgentArgs,
@@ -23,7 +23,7 @@ pub struct ServeArgs {
 
 /// How the server is.
 #[derive(Clone, Debug, Args)]
-pub struct ServerArgs {
+pub struct ServiceArgs {
     /// The database: postgres://USER:PASSWORD@HOST/NAME; by default SQLite in WRENN_DIR. It is shown in lists of processes:
     /// prefer the environment.
     #[arg(long, env = "WRENN_DATABASE", value_name = "URL", hide_env_values = true)]
@@ -63,7 +63,7 @@ pub struct WorkerArgs {
     pub listen: SocketAddr,
     /// How it is.
     #[command(flatten)]
-    pub server: ServerArgs,
+    pub server: ServiceArgs,
     /// Write a copy of the database under this name in its folder, and end.
     #[arg(long)]
     pub backup: Option<String>,

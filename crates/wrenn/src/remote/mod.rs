@@ -18,12 +18,11 @@ use futures::{StreamExt as _, stream};
 use tokio::time::{sleep, timeout};
 use wrenn_agent::host_agent::{
     AgentError, Changed, Changes, Code, CreateRequest, Created, ForkRequest, Forked, Fresh, HostAgent, HostView,
-    PauseOptions, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Stat, TemplateView, Timeout, Tunnel, View,
-    Warmed,
+    PauseOptions, Progress, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Stat, TemplateView, Timeout,
+    Tunnel, View, Warmed,
 };
 use wrenn_client::types::{self, NewTemplate, OperationState};
 use wrenn_client::{Client, ClientError, SandboxQuery, SnapshotQuery};
-use wrenn_engine::image::Reporter;
 use wrenn_engine::names::SandboxId;
 
 use crate::words::printable_line;
@@ -43,29 +42,6 @@ impl RestAgent {
 
 /// How often it is asked how far a build is.
 const ASK_EVERY: Duration = Duration::from_millis(500);
-
-impl RestAgent {
-    /// Has a template built, and says how that goes on.
-    pub async fn build_template(&self, recipe: &str, reporter: Reporter) -> Result<TemplateView, AgentError> {
-        let new = NewTemplate { build: Some(recipe.to_owned()), ..NewTemplate::default() };
-        let mut operation = refused(self.0.begin_create_template(&new).await)?;
-        let mut told = 0;
-        loop {
-            for line in operation.progress.iter().skip(told) {
-                reporter.report(&printable_line(line), 0, 0);
-            }
-            told = told.max(operation.progress.len());
-            match operation.state {
-                OperationState::Running => sleep(ASK_EVERY).await,
-                OperationState::Failed => return Err(answers::failed(operation)),
-                OperationState::Succeeded => break,
-            }
-            operation = refused(self.0.operation(&operation.id).await)?;
-        }
-        let made = operation.template.ok_or_else(|| answers::senseless("a build made nothing"))?;
-        template_view(refused(self.0.template(&made).await)?)
-    }
-}
 
 fn refused<T>(answer: Result<T, ClientError>) -> Result<T, AgentError> {
     answer.map_err(|error| agent_error(&error))
@@ -144,6 +120,26 @@ impl HostAgent for RestAgent {
 
     async fn templates(&self) -> Result<Vec<TemplateView>, AgentError> {
         refused(self.0.all_templates().await)?.into_iter().map(template_view).collect()
+    }
+
+    async fn build_template(&self, recipe: &str, progress: Progress) -> Result<TemplateView, AgentError> {
+        let new = NewTemplate { build: Some(recipe.to_owned()), ..NewTemplate::default() };
+        let mut operation = refused(self.0.begin_create_template(&new).await)?;
+        let mut told = 0;
+        loop {
+            for line in operation.progress.iter().skip(told) {
+                progress(&printable_line(line));
+            }
+            told = told.max(operation.progress.len());
+            match operation.state {
+                OperationState::Running => sleep(ASK_EVERY).await,
+                OperationState::Failed => return Err(answers::failed(operation)),
+                OperationState::Succeeded => break,
+            }
+            operation = refused(self.0.operation(&operation.id).await)?;
+        }
+        let made = operation.template.ok_or_else(|| answers::senseless("a build made nothing"))?;
+        template_view(refused(self.0.template(&made).await)?)
     }
 
     async fn warm(&self, fresh: Fresh, ready_limit: Duration) -> Result<Warmed, AgentError> {

@@ -258,10 +258,10 @@ async fn a_build_is_followed_to_its_end() {
     let agent = agent(router).await;
     let lines = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&lines);
-    let reporter: Reporter = Arc::new(move |step: &str, _, _| told.lock().unwrap().push(step.to_owned()));
-    let made = agent.build_template("base", Arc::clone(&reporter)).await.unwrap();
+    let progress: Progress = Arc::new(move |step: &str| told.lock().unwrap().push(step.to_owned()));
+    let made = agent.build_template("base", Arc::clone(&progress)).await.unwrap();
     assert_eq!((made.name.as_str(), made.own_bytes), ("base", 2));
     assert_eq!(*lines.lock().unwrap(), ["fetch", "pack"]);
-    let error = agent.build_template("base", reporter).await.unwrap_err();
+    let error = agent.build_template("base", progress).await.unwrap_err();
     assert_eq!((error.code, error.message.as_str()), (Code::Failed, "no room"));
 }

@@ -28,7 +28,7 @@ use wrenn_sys::spawn::{Child, ExitStatus, Spawn};
 
 use self::room::Room;
 use crate::agent_cmd::{Agent, raise_descriptor_limit};
-use crate::cli::{Programs, ServeArgs, ServerArgs};
+use crate::cli::{Programs, ServeArgs, ServiceArgs};
 use crate::execution::Signals;
 
 pub use worker::{backup, local, run as run_worker};
@@ -77,7 +77,7 @@ async fn serve(dir: &Path, programs: &Programs, args: ServeArgs) -> Result<()> {
 struct Server<'a> {
     dir: &'a Path,
     uid: u32,
-    args: &'a ServerArgs,
+    args: &'a ServiceArgs,
     listener: TcpListener,
     listen: std::net::SocketAddr,
 }

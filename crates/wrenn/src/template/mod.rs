@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
-use wrenn_agent::host_agent::{AgentError, TemplateView, WarmView};
+use wrenn_agent::host_agent::{AgentError, HostAgent, TemplateView, WarmView};
 use wrenn_agent::instance::Instance;
 use wrenn_engine::image::Recipe;
 
@@ -53,7 +53,8 @@ async fn build_there(agent: &RestAgent, recipe: Recipe, refresh: bool, json: boo
     if refresh {
         bail!("a server builds from what its host has; leave --refresh out");
     }
-    let made = agent.build_template(recipe.name(), progress::reporter()).await?;
+    let reporter = progress::reporter();
+    let made = agent.build_template(recipe.name(), Arc::new(move |line: &str| reporter.report(line, 0, 0))).await?;
     if json {
         println!("{}", json!({ "template": show::view_json(&made) }));
     } else {

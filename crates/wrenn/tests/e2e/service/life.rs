@@ -43,9 +43,12 @@ fn a_sandbox_is_made_used_put_to_rest_branched_and_destroyed() {
         let kept = api.post("/v1/snapshots", json!({ "sandbox": id, "name": "before" })).await;
         assert_eq!(kept.status.as_u16(), 201);
         let forked = api.post(&format!("{path}/fork"), json!({ "count": 2 })).await.ok();
-        let forks: Vec<String> = forked["forks"].as_array().unwrap().iter().map(|fork| {
-            fork["sandbox"]["id"].as_str().unwrap_or_else(|| panic!("{fork:#}")).to_owned()
-        }).collect();
+        let forks: Vec<String> = forked["forks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|fork| fork["sandbox"]["id"].as_str().unwrap_or_else(|| panic!("{fork:#}")).to_owned())
+            .collect();
         for fork in &forks {
             assert_eq!(sh(&api, fork, "cat /dev/shm/note; hostname").await, (0, format!("kept\n{fork}\n")));
         }
@@ -79,7 +82,8 @@ fn a_sandbox_is_made_used_put_to_rest_branched_and_destroyed() {
         api.delete("/v1/snapshots/before").await.ok();
         assert_eq!(api.get("/v1/sandboxes").await.ok()["items"], json!([]));
         let audit = api.get("/v1/audit?limit=1000").await.ok();
-        let actions: Vec<&str> = audit["items"].as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap()).collect();
+        let actions: Vec<&str> =
+            audit["items"].as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap()).collect();
         assert!(actions.contains(&"POST /v1/sandboxes/{id}/fork"), "{actions:?}");
     });
     service.end();
@@ -93,7 +97,8 @@ fn the_same_request_makes_one_sandbox_also_when_the_server_is_killed_meanwhile()
         let begin = |key: &'static str, body: serde_json::Value| {
             let api = api.clone();
             async move {
-                let request = api.request(reqwest::Method::POST, "/v1/sandboxes?wait=false").header("idempotency-key", key);
+                let request =
+                    api.request(reqwest::Method::POST, "/v1/sandboxes?wait=false").header("idempotency-key", key);
                 api.answer("post", "/v1/sandboxes", request.json(&body)).await
             }
         };

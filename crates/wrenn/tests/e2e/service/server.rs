@@ -50,7 +50,11 @@ impl Service {
         let begun = Instant::now();
         while self.words().matches(SERVING).count() == already {
             let ended = child.try_wait().unwrap();
-            assert!(ended.is_none() && begun.elapsed() < LIMIT, "the service does not come up: {ended:?}\n{}", self.words());
+            assert!(
+                ended.is_none() && begun.elapsed() < LIMIT,
+                "the service does not come up: {ended:?}\n{}",
+                self.words()
+            );
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         self.child = Some(child);

@@ -49,7 +49,10 @@ fn files_go_through_whole_and_in_parts() {
         assert_eq!(api.answer("get", &files, beyond).await.code(), "range_not_satisfiable");
 
         let listed = api.get(&format!("{files}/list?path=/root/deep/down")).await.ok();
-        assert_eq!((listed["entries"][0]["name"].as_str(), listed["entries"][0]["size"].as_u64()), (Some("a file.bin"), Some(3_000_001)));
+        assert_eq!(
+            (listed["entries"][0]["name"].as_str(), listed["entries"][0]["size"].as_u64()),
+            (Some("a file.bin"), Some(3_000_001))
+        );
         api.post(&format!("{files}/mkdir"), json!({ "path": "/root/new" })).await.ok();
         let moved = json!({ "from": "/root/deep/down/a file.bin", "to": "/root/new/../new/b" });
         api.post(&format!("{files}/move"), moved).await.ok();
@@ -60,7 +63,8 @@ fn files_go_through_whole_and_in_parts() {
 
         // A client that hangs up in the middle leaves what was there.
         let broken = futures::stream::iter([Ok(Bytes::from(noise(100_000))), Err(std::io::Error::other("gone"))]);
-        let put = api.request(Method::PUT, &format!("{files}?path=/root/new/b")).body(reqwest::Body::wrap_stream(broken));
+        let put =
+            api.request(Method::PUT, &format!("{files}?path=/root/new/b")).body(reqwest::Body::wrap_stream(broken));
         put.send().await.unwrap_err();
         for _ in 0..100 {
             if sh(&api, &id, "ls -A /root/new").await.1 == "b\n" {
@@ -116,7 +120,9 @@ impl Events {
     async fn next(&mut self) -> (String, Value) {
         loop {
             if let Some((event, rest)) = self.text.split_once("\n\n") {
-                let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(|text| text.trim().to_owned());
+                let field = |name: &str| {
+                    event.lines().find_map(|line| line.strip_prefix(name)).map(|text| text.trim().to_owned())
+                };
                 let (name, data) = (field("event:"), field("data:"));
                 self.text = rest.to_owned();
                 match (name, data) {
