@@ -211,13 +211,8 @@ ky0123456789abcdefgh  ci\u{fffd}   wrn_ab12  write  default  3m   60s   -       
         let new = NewKey { secret: "wrn_secret".to_owned(), key: key() };
         let value = new_json(&new).unwrap();
         assert_eq!((&value["id"], &value["secret"]), (&json!("ky0123456789abcdefgh"), &json!("wrn_secret")));
+        let refused = Refused { code: Code::NotFound, message: "there is no key ky1".to_owned() };
         assert_eq!(revoked_json("ky1", Ok(key())), json!({ "id": "ky1", "error": null }));
-        assert_eq!(revoked_json("ky1", Err(ClientError::Key))["error"]["code"], "unavailable");
-    }
-
-    #[test]
-    fn without_a_server_it_is_said_what_to_give() {
-        let error = local(Path::new("/nowhere"), KeyVerb::Ls { json: false }).unwrap_err();
-        assert!(error.to_string().contains("--url"), "{error}");
+        assert_eq!(revoked_json("ky1", Err(refused))["error"]["code"], "not_found");
     }
 }
