@@ -2,6 +2,8 @@
 //!
 //! Answers are held against the server's own OpenAPI document ([`wrenn_testworld::api`]).
 
+mod browser;
+mod commands;
 mod keys;
 mod life;
 mod server;
