@@ -11,6 +11,7 @@ use wrenn_agent::host_agent::{HostAgent, Phase, ResumeOptions, View};
 use wrenn_agent::policy::{self, Verb};
 use wrenn_engine::names::SandboxId;
 
+use crate::attributes::Attributes;
 use crate::audit::{self, Audit};
 use crate::auth::{Caller, Keys};
 use crate::config::Config;
@@ -21,7 +22,7 @@ use crate::exec_log::ExecLog;
 use crate::metrics::Metrics;
 use crate::operations::{self, Operations};
 use crate::proxy::Proxy;
-use crate::quota::Claims;
+use crate::quota::{Claim, Claims};
 use crate::rate::Buckets;
 use crate::samples::{self, Samples};
 use crate::ways::PortWays;
@@ -93,12 +94,13 @@ pub fn start(agent: Arc<dyn HostAgent>, db: Database, config: Config) -> Running
     let world = Arc::new(World::new(record));
     let (audit, entries) = Audit::new();
     let samples = Arc::new(Samples::default());
-    let ways = Arc::new(PortWays::new(Arc::clone(&agent), Arc::clone(&world)));
+    let claims = Claims::default();
+    let ways = Arc::new(PortWays::new(Arc::clone(&agent), Arc::clone(&world), db.clone(), claims.clone()));
     let app = Arc::new(App {
         keys: Keys::new(db.clone()),
         rates: Buckets::new(config.rate),
         wrong_keys: Buckets::new(limits::WRONG_KEYS_PER_S),
-        claims: Claims::default(),
+        claims,
         operations: Operations::default(),
         audit,
         execs: ExecLog::default(),
@@ -153,7 +155,7 @@ impl App {
 
     /// The sandbox, running: resumed if it is paused and was created so.
     pub async fn awake(&self, view: &Arc<View>) -> Result<Arc<View>, ApiError> {
-        let attributes = crate::attributes::Attributes::read(&view.attributes);
+        let attributes = Attributes::read(&view.attributes);
         if view.phase == Phase::Paused && attributes.auto_resume {
             return self.resume_for_traffic(view).await;
         }
@@ -164,7 +166,14 @@ impl App {
         Ok(Arc::clone(view))
     }
 
-    async fn resume_for_traffic(&self, view: &Arc<View>) -> Result<Arc<View>, ApiError> {
+    /// Holds what a sandbox takes once it runs, in the quota of the key that it counts for; nothing, if it counts for none.
+    pub async fn claim_resumed(&self, view: &View) -> Result<Option<Claim>, ApiError> {
+        self.claims.claim_resumed(&self.db, &self.world, view).await
+    }
+
+    /// Brings a paused sandbox back because somebody uses it; it counts for the quota of its key as if that had asked for it.
+    pub async fn resume_for_traffic(&self, view: &Arc<View>) -> Result<Arc<View>, ApiError> {
+        let _claim = self.claim_resumed(view).await?;
         let options =
             ResumeOptions { ready_limit: std::time::Duration::from_secs(limits::BOOT_TIMEOUT_S), timeout: None };
         match self.agent.resume(&view.id, options).await {

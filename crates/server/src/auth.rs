@@ -11,7 +11,8 @@ use std::time::Instant;
 use http::{HeaderMap, header};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
-use tokio::time::sleep;
+use tokio::sync::watch;
+use tokio::time::timeout;
 use wrenn_agent::host_agent::View;
 use wrenn_client::types::{Code, Key, Scope};
 
@@ -139,6 +140,8 @@ impl Caller {
 pub struct Keys {
     db: Database,
     known: Mutex<HashMap<SecretDigest, Known>>,
+    /// How often all were forgotten; who waits for a revocation looks again then.
+    forgotten: watch::Sender<u64>,
 }
 
 #[derive(Clone)]
@@ -151,7 +154,7 @@ struct Known {
 impl Keys {
     /// Those of a database.
     pub fn new(db: Database) -> Self {
-        Self { db, known: Mutex::default() }
+        Self { db, known: Mutex::default(), forgotten: watch::Sender::new(0) }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<SecretDigest, Known>> {
@@ -167,13 +170,14 @@ impl Keys {
         if let Some(known) = self.remembered(digest) {
             return Ok(Some(Caller { key: known.key, digest: SecretDigestShown(known.digest) }));
         }
+        let forgotten = *self.forgotten.borrow();
         let key = self.db.find_key(&digest.to_hex()).await?.filter(|key| key.revoked_unix_ms.is_none());
         let Some(key) = key else {
             self.known().remove(&digest);
             return Ok(None);
         };
         let key = Arc::new(key);
-        self.remember(digest, &key);
+        self.remember(digest, &key, forgotten);
         self.note_use(&key).await;
         Ok(Some(Caller { key, digest: SecretDigestShown(digest) }))
     }
@@ -185,8 +189,13 @@ impl Keys {
         (is_it && known.at.elapsed() < limits::KEY_BELIEVED_FOR).then_some(known)
     }
 
-    fn remember(&self, digest: SecretDigest, key: &Arc<Key>) {
+    /// What was looked up after all were `forgotten` so often.
+    fn remember(&self, digest: SecretDigest, key: &Arc<Key>, forgotten: u64) {
         let mut known = self.known();
+        // It may have been revoked since it was read.
+        if *self.forgotten.borrow() != forgotten {
+            return;
+        }
         if known.len() >= limits::KEYS_REMEMBERED_MAX {
             known.clear();
         }
@@ -206,13 +215,19 @@ impl Keys {
 
     /// Nothing is remembered any more: some key is not what it was.
     pub fn forget(&self) {
-        self.known().clear();
+        let mut known = self.known();
+        known.clear();
+        self.forgotten.send_modify(|times| *times += 1);
     }
 
     /// Ready when the caller's key is valid no more. While the database is not there, it is believed. Cancel safe.
     pub async fn revoked(&self, caller: &Caller) {
+        let mut forgotten = self.forgotten.subscribe();
+        // From before it is known who waits: what was revoked in between is seen, too.
+        forgotten.mark_changed();
         loop {
-            sleep(limits::KEY_BELIEVED_FOR).await;
+            // Its sender is in self.
+            drop(timeout(limits::KEY_BELIEVED_FOR, forgotten.changed()).await);
             match self.caller_of(caller.digest.0).await {
                 Ok(None) => return,
                 Ok(Some(_still)) => {}

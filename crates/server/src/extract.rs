@@ -83,6 +83,10 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 /// JSON text; the refusal names the field and what is wrong with it.
 pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // A struct is read from an array, too, field after field: `[]` would be a request with nothing in it.
+    if !bytes.trim_ascii_start().starts_with(b"{") {
+        return Err(ApiError::invalid("the JSON is not what is expected: it is to be an object, `{…}`"));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();

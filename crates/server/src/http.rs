@@ -87,6 +87,15 @@ async fn ends(ending: &mut watch::Receiver<bool>) {
     drop(ending.wait_for(|ending| *ending).await);
 }
 
+/// Ready when nothing was asked for in time. What is spoken, and the head's own limit, is known only after the first bytes: who
+/// sends fewer than those would hold a place for ever.
+async fn silence(asked: &mut watch::Receiver<bool>) {
+    // It is dropped with its service alone, when the connection has ended.
+    if timeout(limits::REQUEST_HEAD_TIME_MAX * 2, asked.wait_for(|asked| *asked)).await.is_ok() {
+        std::future::pending::<()>().await;
+    }
+}
+
 async fn connection(
     stream: TcpStream,
     remote: SocketAddr,
@@ -97,7 +106,9 @@ async fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection waits before it sends");
     }
+    let (asks, mut asked) = watch::channel(false);
     let service = router.map_request(move |mut request: Request<Incoming>| {
+        asks.send_replace(true);
         request.extensions_mut().insert(ConnectInfo(remote));
         request
     });
@@ -105,6 +116,10 @@ async fn connection(
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = silence(&mut asked) => {
+            tracing::debug!(%remote, "a connection is cut on which nothing was asked for");
+            return;
+        }
         () = ends(&mut ending) => {
             connection.as_mut().graceful_shutdown();
             connection.await

@@ -118,7 +118,7 @@ impl Metrics {
 
     /// A request was answered.
     pub fn request(&self, method: &str, route: &str, status: u16, took: Duration) {
-        let labels = Request { method: method.to_owned(), route: route.to_owned(), status };
+        let labels = Request { method: known(method).to_owned(), route: route.to_owned(), status };
         self.0.requests.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
@@ -172,6 +172,12 @@ impl Default for Metrics {
     }
 }
 
+/// A method's name; clients can make any up, and each would be a label that stays.
+fn known(method: &str) -> &str {
+    const KNOWN: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"];
+    if KNOWN.contains(&method) { method } else { "other" }
+}
+
 /// Resident memory of this process; `None` where /proc does not tell.
 fn resident_bytes() -> Option<u64> {
     const PAGE_BYTES: u64 = 4096;
@@ -187,6 +193,7 @@ mod tests {
     fn what_happened_is_told() {
         let metrics = Metrics::new();
         metrics.request("GET", "/v1/sandboxes", 200, Duration::from_millis(3));
+        metrics.request("MADEUP", "other", 405, Duration::from_millis(3));
         metrics.audit_dropped();
         metrics.look([], None);
         let text = metrics.text().unwrap();
@@ -196,6 +203,7 @@ mod tests {
             ),
             "{text}"
         );
+        assert!(!text.contains("MADEUP") && text.contains(r#"{method="other",route="other",status="405"}"#), "{text}");
         assert!(text.contains("wrenn_audit_entries_dropped_total 1"), "{text}");
         assert!(text.contains(r#"wrenn_sandboxes{state="running"} 0"#), "{text}");
         assert!(text.contains("wrenn_agent_up 0"), "{text}");

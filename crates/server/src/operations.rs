@@ -82,14 +82,26 @@ pub async fn begin(app: &App, caller: &Caller, wanted: Wanted) -> Result<Ticket,
     };
     match app.db.begin_operation(&operation).await? {
         Begun::New => Ok(Ticket { id: operation.id, is_known: false }),
-        Begun::Known(row) if row.request_digest == operation.request_digest => {
-            Ok(Ticket { id: row.operation.id, is_known: true })
-        }
-        Begun::Known(_other) => {
-            let message = "this idempotency key was used for another request";
-            Err(ApiError::new(Code::Conflict, message).remedy("use a new key for each new request"))
+        Begun::Known(row) => {
+            let id = repeated(*row, &operation.request_digest)?;
+            Ok(Ticket { id, is_known: true })
         }
     }
+}
+
+/// The operation that was begun for the very same request, if it has an idempotency key and came before.
+pub async fn known(app: &App, caller: &Caller, wanted: &Wanted) -> Result<Option<String>, ApiError> {
+    let Some(key) = &wanted.idempotency_key else { return Ok(None) };
+    let row = app.db.operation_of(&caller.key.tenant, key).await?;
+    row.map(|row| repeated(row, &wanted.request_digest)).transpose()
+}
+
+fn repeated(row: OperationRow, request_digest: &str) -> Result<String, ApiError> {
+    if row.request_digest == request_digest {
+        return Ok(row.operation.id);
+    }
+    let message = "this idempotency key was used for another request";
+    Err(ApiError::new(Code::Conflict, message).remedy("use a new key for each new request"))
 }
 
 /// Has `work` done in a task of its own, and its outcome noted.
@@ -120,10 +132,10 @@ impl Operations {
 pub async fn outcome(app: &App, id: &str) -> Outcome {
     loop {
         let running = app.operations.running().get(id).cloned();
-        if let Some(mut running) = running {
-            if let Ok(outcome) = running.wait_for(Option::is_some).await {
-                return outcome.clone().expect("it was waited for");
-            }
+        if let Some(mut running) = running
+            && let Ok(outcome) = running.wait_for(Option::is_some).await
+        {
+            return outcome.clone().expect("it was waited for");
         }
         let row = app.db.operation(id).await?.ok_or_else(|| unknown(id))?;
         if let Some(outcome) = past(app, row).await? {
@@ -213,7 +225,9 @@ async fn sandbox_of(app: &App, operation: &Operation) -> Outcome {
     let settled_at = operation.created_unix_ms + u64::try_from(BEGUN_BY.as_millis()).unwrap_or(u64::MAX);
     loop {
         app.world.synced().await;
-        match app.world.all()?.into_iter().find(|view| made_by(view)) {
+        // An agent that is lost just now is waited for.
+        let Ok(views) = app.world.all() else { continue };
+        match views.into_iter().find(|view| made_by(view)) {
             Some(view) if view.phase == Phase::Creating => sleep(LOOK_EVERY).await,
             Some(view) => {
                 let changed = wrenn_agent::host_agent::Changed { view: view.as_ref().clone(), timings: Vec::new() };

@@ -10,7 +10,9 @@ use wrenn_agent::host_agent::{Phase, View};
 use wrenn_client::types::{Code, Key};
 
 use crate::attributes::Attributes;
+use crate::db::Database;
 use crate::error::ApiError;
+use crate::world::World;
 
 /// An amount of what is limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,6 +91,15 @@ impl Claims {
         check(key, taken(&key.id, views).plus(claimed).plus(amount))?;
         claims.insert(key.id.clone(), claimed.plus(amount));
         Ok(Claim { claims: self.clone(), key: key.id.clone(), amount })
+    }
+
+    /// Holds what a sandbox at rest takes once it runs, for the key that it counts for; nothing, if it counts for none.
+    pub async fn claim_resumed(&self, db: &Database, world: &World, view: &View) -> Result<Option<Claim>, ApiError> {
+        let Some(id) = Attributes::read(&view.attributes).key else { return Ok(None) };
+        let Some(key) = db.key(&id).await? else { return Ok(None) };
+        let views = world.all()?;
+        let amount = Amount::of(1, view.vcpus, view.memory.0).resumed();
+        self.claim(&key, views.iter().map(AsRef::as_ref), amount).map(Some)
     }
 }
 

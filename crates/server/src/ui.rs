@@ -3,6 +3,7 @@
 //! They are static and need no key; what they ask the API for does. They may load nothing from elsewhere.
 
 use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use http::header;
 use rust_embed::{EmbeddedFile, RustEmbed};
@@ -36,8 +37,14 @@ pub async fn docs() -> Response {
 }
 
 /// What the pages load.
-pub async fn asset(Path(path): Path<String>) -> Response {
-    file(&format!("assets/{path}"))
+pub async fn asset(path: Result<Path<String>, PathRejection>) -> Response {
+    match path {
+        Ok(Path(path)) => file(&format!("assets/{path}")),
+        Err(rejected) => {
+            let message = format!("the path is not what is expected: {}", rejected.body_text());
+            ApiError::invalid(message).into_response()
+        }
+    }
 }
 
 fn page(name: &str) -> Response {

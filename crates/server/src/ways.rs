@@ -12,9 +12,11 @@ use wrenn_client::types::Code;
 
 use crate::app::no_sandbox;
 use crate::attributes::Attributes;
+use crate::db::Database;
 use crate::error::ApiError;
 use crate::limits;
 use crate::proxy::{Admitted, Refused, Target, Ways};
+use crate::quota::Claims;
 use crate::world::World;
 
 /// Headers that carry a sandbox's traffic token: ours, and that of E2B's clients.
@@ -24,12 +26,14 @@ pub const TRAFFIC_TOKEN_HEADERS: [&str; 2] = ["x-wrenn-traffic-token", "e2b-traf
 pub struct PortWays {
     agent: Arc<dyn HostAgent>,
     world: Arc<World>,
+    db: Database,
+    claims: Claims,
 }
 
 impl PortWays {
-    /// Those of one agent.
-    pub fn new(agent: Arc<dyn HostAgent>, world: Arc<World>) -> Self {
-        Self { agent, world }
+    /// Those of one agent. Who is brought back counts for a quota, as everybody who runs.
+    pub fn new(agent: Arc<dyn HostAgent>, world: Arc<World>, db: Database, claims: Claims) -> Self {
+        Self { agent, world, db, claims }
     }
 
     async fn reachable(&self, target: &Target, headers: &HeaderMap) -> Result<Arc<View>, ApiError> {
@@ -48,6 +52,7 @@ impl PortWays {
 
     /// Brings a paused sandbox back for its traffic. Of several who want to, one does it.
     async fn resume(&self, view: &Arc<View>) -> Result<Arc<View>, ApiError> {
+        let _claim = self.claims.claim_resumed(&self.db, &self.world, view).await?;
         let ready_limit = Duration::from_secs(limits::BOOT_TIMEOUT_S);
         match self.agent.resume(&view.id, ResumeOptions { ready_limit, timeout: None }).await {
             Ok(changed) => {

@@ -77,6 +77,12 @@ impl World {
         synced.wait_for(|synced| *synced).await.expect("its sender is in self");
     }
 
+    /// Ready when the index is not what the agent has any more. Cancel safe.
+    pub async fn lost(&self) {
+        let mut synced = self.synced.subscribe();
+        synced.wait_for(|synced| !*synced).await.expect("its sender is in self");
+    }
+
     fn believed(&self) -> Result<MutexGuard<'_, Inner>, ApiError> {
         if self.is_synced() {
             return Ok(self.inner());

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::sse::{Event as Sent, KeepAlive};
 use axum::response::{IntoResponse, Sse};
+use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{self, StreamExt as _};
 use serde::Serialize;
 use tokio::sync::broadcast;
@@ -63,7 +64,8 @@ fn told(app: Arc<App>, caller: Caller, only: Option<SandboxId>) -> Result<impl I
     let listener = Listener { app, caller, only };
     let first: Vec<Sent> = views.iter().filter(|view| listener.hears(view)).map(|view| listener.is(view)).collect();
     let first = stream::iter(first).chain(stream::iter([sent("complete", &serde_json::json!({}))]));
-    let rest = stream::unfold(Some((listener, events)), next);
+    let end = end(Arc::clone(&listener.app), listener.caller.clone()).boxed();
+    let rest = stream::unfold(Some((listener, events, end)), next);
     let keepalive = KeepAlive::new().interval(limits::KEEPALIVE_EVERY);
     Ok(Sse::new(first.chain(rest).map(Ok::<_, Infallible>)).keep_alive(keepalive))
 }
@@ -75,12 +77,22 @@ struct Listener {
     only: Option<SandboxId>,
 }
 
-type Listening = Option<(Listener, broadcast::Receiver<Event>)>;
+/// Who listens, to what, and what ends it.
+type Listening = Option<(Listener, broadcast::Receiver<Event>, BoxFuture<'static, ApiError>)>;
+
+/// Why nobody is told anything any more. It is one future for the whole stream: where events come without a pause, the key is
+/// looked at all the same.
+async fn end(app: Arc<App>, caller: Caller) -> ApiError {
+    tokio::select! {
+        () = app.keys.revoked(&caller) => ApiError::new(Code::Unauthenticated, "the key was revoked"),
+        () = app.world.lost() => ApiError::new(Code::Unavailable, "the host's agent is gone")
+            .remedy("sandboxes go on; ask again: all that is there is told anew"),
+    }
+}
 
 /// The next event; the last one says why there are no more.
 async fn next(listening: Listening) -> Option<(Sent, Listening)> {
-    let (listener, mut events) = listening?;
-    let revoked = listener.app.keys.revoked(&listener.caller);
+    let (listener, mut events, mut end) = listening?;
     let event = async {
         loop {
             match events.recv().await {
@@ -98,11 +110,12 @@ async fn next(listening: Listening) -> Option<(Sent, Listening)> {
         }
     };
     let event = tokio::select! {
+        biased;
+        error = &mut end => Err(error),
         event = event => event,
-        () = revoked => Err(ApiError::new(Code::Unauthenticated, "the key was revoked")),
     };
     match event {
-        Ok(event) => Some((event, Some((listener, events)))),
+        Ok(event) => Some((event, Some((listener, events, end)))),
         Err(error) => Some((sent("error", &error.body), None)),
     }
 }

@@ -13,6 +13,7 @@ use utoipa::IntoParams;
 use wrenn_agent::host_agent::{
     self, AgentError, CreateRequest, Fresh, PauseOptions, ResumeOptions, SnapshotView, Source, Timeout, View, Wishes,
 };
+use wrenn_agent::policy::{self, Verb};
 use wrenn_agent::sandbox::Shape;
 use wrenn_client::types::{
     Changed, CreateSandbox, Fork, ForkRequest, Forked, OnTimeout, Operation, OperationKind, Page, PauseRequest,
@@ -75,7 +76,15 @@ pub async fn create(
     headers: HeaderMap,
     Json(wanted): Json<CreateSandbox>,
 ) -> Result<Response, ApiError> {
-    let idempotency_key = idempotency_key(&headers)?;
+    let asked = Wanted {
+        kind: OperationKind::Create,
+        idempotency_key: idempotency_key(&headers)?,
+        request_digest: hex::encode(Sha256::digest(serde_json::to_vec(&wanted).unwrap_or_default())),
+    };
+    // A repetition is answered as the request was, also if what it was made of is gone.
+    if let Some(id) = operations::known(&app, &caller, &asked).await? {
+        return answered(&app, &caller, waiting, &id).await;
+    }
     let attributes = Attributes {
         tenant: Some(caller.key.tenant.clone()),
         key: Some(caller.key.id.clone()),
@@ -86,24 +95,27 @@ pub async fn create(
     let source = source(&app, &caller, &wanted).await?;
     let amount = amount(&source);
     let request = CreateRequest { source: source.source, wishes: wishes(&wanted)? };
-    if waiting.wait && idempotency_key.is_none() {
+    if waiting.wait && asked.idempotency_key.is_none() {
         let outcome = bring_up(&app, &caller, amount, request, attributes).await;
         return created(&app, &caller, outcome);
     }
-    let digest = hex::encode(Sha256::digest(serde_json::to_vec(&wanted).unwrap_or_default()));
-    let wanted = Wanted { kind: OperationKind::Create, idempotency_key, request_digest: digest };
-    let ticket = operations::begin(&app, &caller, wanted).await?;
+    let ticket = operations::begin(&app, &caller, asked).await?;
     if !ticket.is_known {
         let attributes = Attributes { operation: Some(ticket.id.clone()), ..attributes };
         let (work_app, work_caller) = (Arc::clone(&app), caller.clone());
         let work = async move { bring_up(&work_app, &work_caller, amount, request, attributes).await };
         operations::run(&app, ticket.id.clone(), work);
     }
+    answered(&app, &caller, waiting, &ticket.id).await
+}
+
+/// The answer to who asked for an operation, now or before.
+async fn answered(app: &App, caller: &Caller, waiting: Waiting, id: &str) -> Result<Response, ApiError> {
     if !waiting.wait {
-        return super::operations::accepted(&app, &caller, &ticket.id).await;
+        return super::operations::accepted(app, caller, id).await;
     }
-    let outcome = operations::outcome(&app, &ticket.id).await;
-    created(&app, &caller, outcome)
+    let outcome = operations::outcome(app, id).await;
+    created(app, caller, outcome)
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
@@ -420,17 +432,9 @@ pub async fn resume(
 ) -> Result<Answer<Changed>, ApiError> {
     let options = resume_options(request.timeout_s, request.boot_timeout_s)?;
     let view = app.sandbox(&caller, &id).await?;
-    let _claim = claim_for(&app, &view, Amount::of(1, view.vcpus, view.memory.0).resumed()).await?;
+    let _claim = app.claim_resumed(&view).await?;
     let changed = act(&app, "resume", &id, move |agent, id| async move { agent.resume(&id, options).await }).await?;
     Ok(Answer(told(&app, &caller, &changed)))
-}
-
-/// Holds a part of the quota of the key that a sandbox counts for, if it counts for one.
-async fn claim_for(app: &App, view: &View, amount: Amount) -> Result<Option<crate::quota::Claim>, ApiError> {
-    let Some(id) = Attributes::read(&view.attributes).key else { return Ok(None) };
-    let Some(key) = app.db.key(&id).await? else { return Ok(None) };
-    let views = app.world.all()?;
-    app.claims.claim(&key, views.iter().map(AsRef::as_ref), amount).map(Some)
 }
 
 fn resume_options(timeout_s: Option<u64>, boot_timeout_s: Option<u64>) -> Result<ResumeOptions, ApiError> {
@@ -508,8 +512,13 @@ pub async fn rollback(
     Json(request): Json<RollbackRequest>,
 ) -> Result<Answer<Changed>, ApiError> {
     let options = resume_options(request.timeout_s, request.boot_timeout_s)?;
-    app.sandbox(&caller, &id).await?;
+    let view = app.sandbox(&caller, &id).await?;
     let snapshot = super::snapshots::find(&app, &caller, &request.snapshot).await?.id.to_string();
+    // It runs afterwards, also if it rests now.
+    let _claim = match policy::check(view.phase, Verb::Resume) {
+        Ok(()) => app.claim_resumed(&view).await?,
+        Err(_runs_already) => None,
+    };
     let call = move |agent: Arc<dyn wrenn_agent::host_agent::HostAgent>, id: SandboxId| async move {
         agent.rollback(&id, &snapshot, options).await
     };

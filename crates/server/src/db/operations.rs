@@ -134,6 +134,14 @@ impl Database {
         call.one("operations", query(&select).bind(id)).await?.map(|row| operation(&row)).transpose()
     }
 
+    /// The operation that a tenant's idempotency key belongs to.
+    pub async fn operation_of(&self, tenant: &str, idempotency_key: &str) -> Result<Option<OperationRow>, DbError> {
+        let select = format!("SELECT {COLUMNS} FROM operations WHERE tenant = $1 AND idempotency_key = $2");
+        let mut call = self.read("look for a request that was sent before").await?;
+        let row = call.one("operations", query(&select).bind(tenant).bind(idempotency_key)).await?;
+        row.map(|row| operation(&row)).transpose()
+    }
+
     /// Operations, the newest first: those before the one with the id `before`, of one tenant or of all; at most `limit` (and
     /// never more than [`limits::PAGE_ROWS_MAX`]).
     pub async fn operations(
