@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::{Context, Poll};
 use std::time::SystemTime;
 
+use ::http::{Request, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use ed25519_dalek::{Signature, SigningKey};
-use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use hyper::body::Incoming;
