@@ -349,11 +349,16 @@ async fn a_frame_that_is_too_large_or_none_ends_its_socket_alone() {
 #[tokio::test]
 async fn a_sandbox_that_traffic_resumes_is_resumed_by_it() {
     let (server, mut guests) = with_guests().await;
-    let id = sandbox_as(&server.api, json!({"auto_resume": true})).await;
+    let (_, api) = server.key(json!({"vcpus_max": 1})).await;
+    let id = sandbox_as(&api, json!({"auto_resume": true})).await;
     let path = format!("/v1/sandboxes/{id}");
-    server.api.post(&format!("{path}/pause"), json!({})).await.ok();
-    let socket = connect(&server, &server.api, &format!("{path}/tunnel/80")).await.unwrap();
-    within("the guest", guests.recv()).await.unwrap();
-    until("it runs", || async { server.api.get(&path).await.ok()["state"] == "running" }).await;
-    drop(socket);
+    api.post(&format!("{path}/pause"), json!({})).await.ok();
+    // All at once: it is brought back once, and takes its key's one CPU once.
+    let tunnel = format!("{path}/tunnel/80");
+    let sockets = join_all((0..8).map(|_| connect(&server, &api, &tunnel))).await;
+    for socket in &sockets {
+        assert!(socket.is_ok(), "{socket:?}");
+        within("the guest", guests.recv()).await.unwrap();
+    }
+    until("it runs", || async { api.get(&path).await.ok()["state"] == "running" }).await;
 }
