@@ -5,9 +5,11 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use wrenn_agent::fake::Fake;
 use wrenn_server::limits;
 
-use crate::server::{Server, head};
+use crate::server::{Server, head, sandbox};
 
 /// Sends the beginning of something, and nothing more; what is answered, and after how long.
 async fn stall(server: &Server, beginning: &str) -> (String, Duration) {
@@ -45,6 +47,19 @@ async fn a_body_that_does_not_come_is_refused() {
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
     assert!(took <= limits::JSON_TIME_MAX * 2, "{took:?}");
     assert_eq!(server.agent.count(), 0);
+}
+
+#[tokio::test]
+async fn a_file_that_does_not_come_is_given_up() {
+    let (guests, _come) = mpsc::unbounded_channel();
+    let server = Server::with(Fake::with_guests(guests)).await.ready().await;
+    let (id, key) = (sandbox(&server.api).await, server.api.key.clone().unwrap());
+    let beginning = format!(
+        "PUT /v1/sandboxes/{id}/files?path=/a HTTP/1.1\r\nHost: x\r\nX-Api-Key: {key}\r\nContent-Length: 100\r\n\r\nhalf"
+    );
+    let (answer, took) = stall(&server, &beginning).await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(took <= limits::STALL_MAX * 2 + limits::FILE_CALL_LIMIT, "{took:?}");
 }
 
 #[tokio::test]
