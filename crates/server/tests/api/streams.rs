@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 use wrenn_agent::fake::Fake;
 use wrenn_agent::host_agent::{Ended, Phase};
+use wrenn_server::limits;
 use wrenn_testworld::api::Api;
 
 use crate::server::{Server, sandbox, sandbox_as, until, within};
@@ -271,6 +272,24 @@ async fn a_tunnel_carries_bytes_until_its_key_is_revoked() {
     };
     within("the end", ended).await;
     assert_eq!(within("the guest's end", guest.read(&mut heard)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_socket_whose_client_is_silent_ends_whatever_its_guest_does() {
+    let (server, mut guests) = with_guests().await;
+    let id = sandbox(&server.api).await;
+    let socket = connect(&server, &server.api, &format!("/v1/sandboxes/{id}/tunnel/80")).await.unwrap();
+    let mut guest = within("the guest", guests.recv()).await.unwrap();
+    // It answers no ping, as one whose host has lost its power.
+    let mut stream = socket.into_inner();
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let mut heard = Vec::new();
+    guest.read_to_end(&mut heard).await.unwrap();
+    stream.read_to_end(&mut heard).await.unwrap();
+    let took = began.elapsed();
+    tokio::time::resume();
+    assert!(took <= limits::SILENCE_MAX * 2, "{took:?}");
 }
 
 #[tokio::test]
