@@ -11,6 +11,7 @@ pub const LOCAL: &str = "local";
 const TENANT: &str = "tenant";
 const KEY: &str = "key";
 const OPERATION: &str = "operation";
+const CLAIM: &str = "claim";
 const AUTO_RESUME: &str = "auto_resume";
 const TRAFFIC_TOKEN: &str = "traffic_token";
 
@@ -23,6 +24,8 @@ pub struct Attributes {
     pub key: Option<String>,
     /// Id of the operation that made it.
     pub operation: Option<String>,
+    /// Id of the claim on the quota of its key that it was made under.
+    pub claim: Option<String>,
     /// Whether traffic resumes it.
     pub auto_resume: bool,
     /// What traffic to its ports has to carry.
@@ -36,6 +39,7 @@ impl Attributes {
             tenant: map.get(TENANT).cloned(),
             key: map.get(KEY).cloned(),
             operation: map.get(OPERATION).cloned(),
+            claim: map.get(CLAIM).cloned(),
             auto_resume: map.get(AUTO_RESUME).is_some_and(|value| value == "true"),
             traffic_token: map.get(TRAFFIC_TOKEN).cloned(),
         }
@@ -43,8 +47,9 @@ impl Attributes {
 
     /// As the agent is given it.
     pub fn write(self) -> BTreeMap<String, String> {
-        let Self { tenant, key, operation, auto_resume, traffic_token } = self;
-        let texts = [(TENANT, tenant), (KEY, key), (OPERATION, operation), (TRAFFIC_TOKEN, traffic_token)];
+        let Self { tenant, key, operation, claim, auto_resume, traffic_token } = self;
+        let texts =
+            [(TENANT, tenant), (KEY, key), (OPERATION, operation), (CLAIM, claim), (TRAFFIC_TOKEN, traffic_token)];
         let texts = texts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
         let flags = auto_resume.then(|| (AUTO_RESUME.to_owned(), "true".to_owned()));
         texts.chain(flags).collect()
@@ -66,6 +71,7 @@ mod tests {
             tenant: Some("acme".to_owned()),
             key: Some("ky1".to_owned()),
             operation: None,
+            claim: Some("cl1".to_owned()),
             auto_resume: true,
             traffic_token: Some("secret".to_owned()),
         };

@@ -64,7 +64,7 @@ pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
 pub const PING_EVERY: Duration = Duration::from_secs(20);
 /// How long a client may be silent: two pings and some.
 pub const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// How long a client may take nothing of what is sent to it: as a guest's agent detaches one.
+/// How long a client may take nothing of what is sent to it, or send nothing of a file that it writes: as a guest's agent detaches one.
 pub const STALL_MAX: Duration = Duration::from_secs(30);
 
 /// How long a client has for the first message of a WebSocket.

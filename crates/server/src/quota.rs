@@ -1,10 +1,10 @@
 //! How much a key may have at once: what it has, and what is being made for it.
 //!
-//! What a key has is counted from the agent's own list, so nothing can be forgotten or counted twice; what is under way is held
-//! as a [`Claim`] until the list has it.
+//! What a key has is counted from the agent's own list, so nothing can be forgotten; what is under way is held as a [`Claim`]
+//! until it is done. The list has it sooner than that: sandboxes of a claim carry its id, and are not counted twice.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wrenn_agent::host_agent::{Phase, View};
 use wrenn_client::types::{Code, Key};
@@ -12,6 +12,7 @@ use wrenn_client::types::{Code, Key};
 use crate::attributes::Attributes;
 use crate::db::Database;
 use crate::error::ApiError;
+use crate::ids::new_id;
 use crate::world::World;
 
 /// An amount of what is limited.
@@ -34,14 +35,6 @@ impl Amount {
         }
     }
 
-    fn minus(self, other: Self) -> Self {
-        Self {
-            sandboxes: self.sandboxes.saturating_sub(other.sandboxes),
-            vcpus: self.vcpus.saturating_sub(other.vcpus),
-            memory_mib: self.memory_mib.saturating_sub(other.memory_mib),
-        }
-    }
-
     /// `count` sandboxes of this size, that run.
     pub fn of(count: u32, vcpus: u32, memory_mib: u32) -> Self {
         let count = u64::from(count);
@@ -55,42 +48,75 @@ impl Amount {
     }
 }
 
-/// What is being made.
+/// What is being made: of each key, by the ids of the claims.
 #[derive(Clone, Default)]
-pub struct Claims(Arc<Mutex<HashMap<String, Amount>>>);
+pub struct Claims(Arc<Mutex<HashMap<String, HashMap<String, Held>>>>);
+
+/// What is held, and by how many: several may want the same sandbox to come back.
+struct Held {
+    amount: Amount,
+    holders: usize,
+}
 
 /// A part of a quota, held for something that is being made.
 pub struct Claim {
     claims: Claims,
     key: String,
-    amount: Amount,
+    id: String,
+}
+
+impl Claim {
+    /// What sandboxes that are made under it carry.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let mut claims = self.claims.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(claimed) = claims.get_mut(&self.key) {
-            *claimed = claimed.minus(self.amount);
-            if *claimed == Amount::default() {
-                claims.remove(&self.key);
-            }
+        let mut claims = self.claims.held();
+        let Some(own) = claims.get_mut(&self.key) else { return };
+        if let Some(held) = own.get_mut(&self.id) {
+            held.holders -= 1;
+        }
+        own.retain(|_, held| held.holders > 0);
+        if own.is_empty() {
+            claims.remove(&self.key);
         }
     }
 }
 
 impl Claims {
-    /// Holds `amount` for `key`, which has what is its own among `views` already.
+    fn held(&self) -> MutexGuard<'_, HashMap<String, HashMap<String, Held>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds `amount` of new sandboxes for `key`, which has what is its own among `views` already.
     pub fn claim<'a>(
         &self,
         key: &Key,
         views: impl IntoIterator<Item = &'a View>,
         amount: Amount,
     ) -> Result<Claim, ApiError> {
-        let mut claims = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let claimed = claims.get(&key.id).copied().unwrap_or_default();
-        check(key, taken(&key.id, views).plus(claimed).plus(amount))?;
-        claims.insert(key.id.clone(), claimed.plus(amount));
-        Ok(Claim { claims: self.clone(), key: key.id.clone(), amount })
+        self.hold(key, views, new_id("cl")?, amount)
+    }
+
+    fn hold<'a>(
+        &self,
+        key: &Key,
+        views: impl IntoIterator<Item = &'a View>,
+        id: String,
+        amount: Amount,
+    ) -> Result<Claim, ApiError> {
+        let mut claims = self.held();
+        let own = claims.entry(key.id.clone()).or_default();
+        own.entry(id.clone()).or_insert(Held { amount, holders: 0 }).holders += 1;
+        let held = own.values().fold(Amount::default(), |sum, held| sum.plus(held.amount));
+        let wanted = taken(&key.id, views, own).plus(held);
+        drop(claims);
+        // If it is too much it is given up here.
+        let claim = Claim { claims: self.clone(), key: key.id.clone(), id };
+        check(key, wanted).map(|()| claim)
     }
 
     /// Holds what a sandbox at rest takes once it runs, for the key that it counts for; nothing, if it counts for none.
@@ -99,18 +125,23 @@ impl Claims {
         let Some(key) = db.key(&id).await? else { return Ok(None) };
         let views = world.all()?;
         let amount = Amount::of(1, view.vcpus, view.memory.0).resumed();
-        self.claim(&key, views.iter().map(AsRef::as_ref), amount).map(Some)
+        self.hold(&key, views.iter().map(AsRef::as_ref), view.id.to_string(), amount).map(Some)
     }
 }
 
-/// What the key `id` has among `views`.
-fn taken<'a>(id: &str, views: impl IntoIterator<Item = &'a View>) -> Amount {
-    let own = views.into_iter().filter(|view| Attributes::read(&view.attributes).key.as_deref() == Some(id));
-    own.fold(Amount::default(), |sum, view| {
+/// What the key `id` has among `views`, but for what is held for them.
+fn taken<'a>(id: &str, views: impl IntoIterator<Item = &'a View>, held: &HashMap<String, Held>) -> Amount {
+    let counts = |view: &View| {
+        let attributes = Attributes::read(&view.attributes);
+        let is_new = attributes.claim.is_some_and(|claim| held.contains_key(&claim));
+        if attributes.key.as_deref() != Some(id) || is_new {
+            return Amount::default();
+        }
         let whole = Amount::of(1, view.vcpus, view.memory.0);
-        let counts = if runs(view.phase) { whole } else { Amount { sandboxes: 1, ..Amount::default() } };
-        sum.plus(counts)
-    })
+        let comes_back = held.contains_key(view.id.as_str());
+        if runs(view.phase) && !comes_back { whole } else { Amount { sandboxes: 1, ..Amount::default() } }
+    };
+    views.into_iter().map(counts).fold(Amount::default(), Amount::plus)
 }
 
 /// Whether it takes CPUs and memory.
@@ -138,4 +169,55 @@ fn check(key: &Key, wanted: Amount) -> Result<(), ApiError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use wrenn_agent::fake;
+    use wrenn_agent::host_agent::{CreateRequest, Source, Wishes};
+    use wrenn_client::types::Scope;
+
+    use super::*;
+
+    const ONE: Amount = Amount { sandboxes: 1, vcpus: 1, memory_mib: 256 };
+
+    fn key(sandboxes_max: u32) -> Key {
+        Key {
+            id: "ky1".to_owned(),
+            name: String::new(),
+            prefix: "wrn_012345".to_owned(),
+            scope: Scope::Write,
+            tenant: "default".to_owned(),
+            created_unix_ms: 0,
+            last_used_unix_ms: None,
+            revoked_unix_ms: None,
+            sandboxes_max: Some(sandboxes_max),
+            vcpus_max: None,
+            memory_mib_max: None,
+        }
+    }
+
+    fn listed(claim: &Claim) -> View {
+        let attributes =
+            Attributes { key: Some("ky1".to_owned()), claim: Some(claim.id().to_owned()), ..Attributes::default() };
+        let wishes = Wishes { attributes: attributes.write(), ..Wishes::bound(Duration::ZERO) };
+        let view = fake::view(1, &CreateRequest { source: Source::Snapshot(String::new()), wishes });
+        View { phase: Phase::Creating, ..view }
+    }
+
+    #[test]
+    fn what_is_being_made_and_listed_is_counted_once() {
+        let (claims, key) = (Claims::default(), key(2));
+        let first = claims.claim(&key, [], ONE).unwrap();
+        let view = listed(&first);
+        let second = claims.claim(&key, [&view], ONE).unwrap();
+        assert!(claims.claim(&key, [&view], ONE).is_err());
+        drop(first);
+        assert!(claims.claim(&key, [&view], ONE).is_err(), "it is in the list alone, and counts");
+        drop(second);
+        claims.claim(&key, [&view], ONE).unwrap();
+        assert!(claims.held().is_empty(), "nothing is left of claims that ended or were refused");
+    }
 }

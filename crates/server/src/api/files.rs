@@ -2,17 +2,21 @@
 //!
 //! Paths are the guest's, and are passed on as they are: `..` and links are legal there, and mean nothing on the host.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
 
 use axum::Json as Answer;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
+use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header};
 use http_body_util::BodyExt as _;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use tokio::time::{Instant, Sleep, sleep};
 use utoipa::IntoParams;
 use wrenn_agent::envd_client::{EntryKind, EnvdClient, StreamedBody};
 use wrenn_client::types::{self, FileEntry, FileList, MakeDirRequest, MoveRequest, RemoveRequest, Written};
@@ -179,22 +183,67 @@ impl Upload {
 
     /// Sends the bytes; answers how many they were.
     async fn send(&self, guest: &EnvdClient, body: Body) -> Result<u64, ApiError> {
-        let sent = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&sent);
-        let counted = body.map_frame(move |frame| {
-            let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
-            count.fetch_add(bytes, Ordering::Relaxed);
-            frame
-        });
+        let sent = Arc::new(Sent::default());
         let request = http::Request::builder()
             .method(Method::POST)
             .uri(files_uri(&self.temporary))
             .header(header::CONTENT_TYPE, "application/octet-stream")
-            .body(counted.map_err(Into::into).boxed_unsync())
+            .body(Watched::new(body, Arc::clone(&sent)).boxed_unsync())
             .map_err(|odd| ApiError::invalid(odd.to_string()))?;
-        let answer = guest.http(request, self.user.as_deref(), "POST /files", None).await?;
-        guest_http::accepted(answer).await?;
-        Ok(sent.load(Ordering::Relaxed))
+        let answer = guest.http(request, self.user.as_deref(), "POST /files", None).await;
+        if sent.stalled.load(Ordering::Relaxed) {
+            let seconds = limits::STALL_MAX.as_secs();
+            return Err(ApiError::invalid(format!("the body did not arrive: nothing came for {seconds} s")));
+        }
+        guest_http::accepted(answer?).await?;
+        Ok(sent.bytes.load(Ordering::Relaxed))
+    }
+}
+
+/// What became of an upload's body.
+#[derive(Default)]
+struct Sent {
+    bytes: AtomicU64,
+    stalled: AtomicBool,
+}
+
+/// A body that is counted, and given up when its client sends nothing for too long. A guest that does not take it is not the
+/// client's fault.
+struct Watched {
+    body: Body,
+    sent: Arc<Sent>,
+    silence: Pin<Box<Sleep>>,
+    is_silent: bool,
+}
+
+impl Watched {
+    fn new(body: Body, sent: Arc<Sent>) -> Self {
+        Self { body, sent, silence: Box::pin(sleep(limits::STALL_MAX)), is_silent: false }
+    }
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            self.is_silent = false;
+            let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+            self.sent.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        if !self.is_silent {
+            self.is_silent = true;
+            self.silence.as_mut().reset(Instant::now() + limits::STALL_MAX);
+        }
+        self.silence.as_mut().poll(cx).map(|()| {
+            self.sent.stalled.store(true, Ordering::Relaxed);
+            Some(Err("the client sends nothing".into()))
+        })
     }
 }
 

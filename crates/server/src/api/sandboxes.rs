@@ -89,6 +89,7 @@ pub async fn create(
         tenant: Some(caller.key.tenant.clone()),
         key: Some(caller.key.id.clone()),
         operation: None,
+        claim: None,
         auto_resume: wanted.auto_resume,
         traffic_token: wanted.traffic_token.then(new_secret::<16>).transpose()?,
     };
@@ -216,8 +217,8 @@ async fn bring_up(
     mut request: CreateRequest,
     attributes: Attributes,
 ) -> Outcome {
-    let _claim = claim(app, caller, amount)?;
-    request.wishes.attributes = attributes.write();
+    let claim = claim(app, caller, amount)?;
+    request.wishes.attributes = Attributes { claim: Some(claim.id().to_owned()), ..attributes }.write();
     operations::made(app, seen_through(app, move |agent| async move { agent.create(request).await }).await)
 }
 
@@ -548,12 +549,13 @@ pub async fn fork(
         return Err(ApiError::invalid(format!("`count` is 1 to {}", limits::FORKS_MAX)));
     }
     let view = app.sandbox(&caller, &id).await?;
-    let _claim = claim(&app, &caller, Amount::of(request.count, view.vcpus, view.memory.0))?;
+    let claim = claim(&app, &caller, Amount::of(request.count, view.vcpus, view.memory.0))?;
     let parent = Attributes::read(&view.attributes);
     let attributes = Attributes {
         tenant: Some(caller.key.tenant.clone()),
         key: Some(caller.key.id.clone()),
         operation: None,
+        claim: Some(claim.id().to_owned()),
         auto_resume: parent.auto_resume,
         traffic_token: parent.traffic_token.map(|_own| new_secret::<16>()).transpose()?,
     };

@@ -66,15 +66,19 @@ pub async fn open(
 async fn carry(app: &App, caller: &Caller, socket: Socket, tunnel: Tunnel) {
     let Socket { mut out, mut incoming } = socket;
     let (reader, writer) = split(tunnel);
-    let both = async { tokio::join!(to_client(&mut out, reader), to_guest(&mut incoming, writer)).0 };
+    let both = async { tokio::try_join!(to_client(&mut out, reader), to_guest(&mut incoming, writer)) };
     tokio::select! {
-        _ended = both => {}
+        // Of a client that is gone, the guest's side ends with it, whatever the guest has still to say.
+        _ended_or_gone = both => {}
         () = app.keys.revoked(caller) => {}
     }
     out.close().await;
 }
 
-async fn to_client(out: &mut Out, mut reader: ReadHalf<Tunnel>) {
+/// The client is gone.
+struct Gone;
+
+async fn to_client(out: &mut Out, mut reader: ReadHalf<Tunnel>) -> Result<(), Gone> {
     let mut buffer = vec![0; READ_BYTES];
     let mut ping = tokio::time::interval(limits::PING_EVERY);
     ping.reset();
@@ -84,34 +88,34 @@ async fn to_client(out: &mut Out, mut reader: ReadHalf<Tunnel>) {
                 Ok(0) | Err(_) => break,
                 Ok(count) => {
                     if out.binary(bytes::Bytes::copy_from_slice(&buffer[..count])).await.is_err() {
-                        return;
+                        return Err(Gone);
                     }
                 }
             },
             _ = ping.tick() => {
                 if out.ping().await.is_err() {
-                    return;
+                    return Err(Gone);
                 }
             }
         }
     }
-    // A client that is gone needs not be told.
-    drop(out.text(&Word::CloseWrite).await);
+    out.text(&Word::CloseWrite).await.map_err(|_stalled| Gone)
 }
 
-async fn to_guest(incoming: &mut In, mut writer: WriteHalf<Tunnel>) {
+async fn to_guest(incoming: &mut In, mut writer: WriteHalf<Tunnel>) -> Result<(), Gone> {
     loop {
         match incoming.next().await {
             Heard::Binary(bytes) => {
                 if writer.write_all(&bytes).await.is_err() {
-                    return;
+                    return Ok(());
                 }
             }
             Heard::Text(text) if serde_json::from_str(&text).is_ok_and(|word: Word| word == Word::CloseWrite) => break,
             Heard::Quiet => {}
-            Heard::Text(_) | Heard::Gone => break,
+            Heard::Text(_) | Heard::Gone => return Err(Gone),
         }
     }
     // A guest that hung up has been told.
     drop(writer.shutdown().await);
+    Ok(())
 }

@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 use wrenn_agent::fake::Fake;
 use wrenn_agent::host_agent::{Ended, Phase};
+use wrenn_server::limits;
 use wrenn_testworld::api::Api;
 
 use crate::server::{Server, sandbox, sandbox_as, until, within};
@@ -274,6 +275,24 @@ async fn a_tunnel_carries_bytes_until_its_key_is_revoked() {
 }
 
 #[tokio::test]
+async fn a_socket_whose_client_is_silent_ends_whatever_its_guest_does() {
+    let (server, mut guests) = with_guests().await;
+    let id = sandbox(&server.api).await;
+    let socket = connect(&server, &server.api, &format!("/v1/sandboxes/{id}/tunnel/80")).await.unwrap();
+    let mut guest = within("the guest", guests.recv()).await.unwrap();
+    // It answers no ping, as one whose host has lost its power.
+    let mut stream = socket.into_inner();
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let mut heard = Vec::new();
+    guest.read_to_end(&mut heard).await.unwrap();
+    stream.read_to_end(&mut heard).await.unwrap();
+    let took = began.elapsed();
+    tokio::time::resume();
+    assert!(took <= limits::SILENCE_MAX * 2, "{took:?}");
+}
+
+#[tokio::test]
 async fn sockets_are_refused_before_they_stand() {
     let (server, _guests) = with_guests().await;
     let id = sandbox(&server.api).await;
@@ -349,11 +368,16 @@ async fn a_frame_that_is_too_large_or_none_ends_its_socket_alone() {
 #[tokio::test]
 async fn a_sandbox_that_traffic_resumes_is_resumed_by_it() {
     let (server, mut guests) = with_guests().await;
-    let id = sandbox_as(&server.api, json!({"auto_resume": true})).await;
+    let (_, api) = server.key(json!({"vcpus_max": 1})).await;
+    let id = sandbox_as(&api, json!({"auto_resume": true})).await;
     let path = format!("/v1/sandboxes/{id}");
-    server.api.post(&format!("{path}/pause"), json!({})).await.ok();
-    let socket = connect(&server, &server.api, &format!("{path}/tunnel/80")).await.unwrap();
-    within("the guest", guests.recv()).await.unwrap();
-    until("it runs", || async { server.api.get(&path).await.ok()["state"] == "running" }).await;
-    drop(socket);
+    api.post(&format!("{path}/pause"), json!({})).await.ok();
+    // All at once: it is brought back once, and takes its key's one CPU once.
+    let tunnel = format!("{path}/tunnel/80");
+    let sockets = join_all((0..8).map(|_| connect(&server, &api, &tunnel))).await;
+    for socket in &sockets {
+        assert!(socket.is_ok(), "{socket:?}");
+        within("the guest", guests.recv()).await.unwrap();
+    }
+    until("it runs", || async { api.get(&path).await.ok()["state"] == "running" }).await;
 }
