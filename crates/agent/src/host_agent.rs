@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   wrenn sandbox … ─► dyn HostAgent ─┬─► manager::Manager    in this process
-//!                                     └─► rpc::Remote ──Unix socket──► rpc::serve ─► Manager    in another one
+//!                                     └─► rpc::Remote ──socket or TLS──► rpc::serve ─► Manager    in another one
 //! ```
 //!
 //! Types here are the domain's; the wire (`proto/hostagent`) is theirs alone who speak it. Each call is bounded by its own

@@ -13,7 +13,7 @@ use crate::error::ApiError;
 
 /// What `npm run build` made of `web/`. A build without it has no pages, and says so.
 #[derive(RustEmbed)]
-#[folder = "$CARGO_MANIFEST_DIR/../../web/dist"]
+#[folder = "../../web/dist"]
 #[allow_missing = true]
 struct Built;
 

@@ -6,22 +6,24 @@
 //!                                                                                                 ▼ VMs left, paused, destroyed
 //! ```
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use wrenn_agent::manager::{Manager, Shutdown, Sizes};
-use wrenn_agent::rpc;
+use wrenn_agent::rpc::{self, ServerTls, TlsIdentity};
 use wrenn_engine::names::InstanceTag;
 use wrenn_engine::network::Pool;
 use wrenn_engine::probe::Wishes;
 use wrenn_engine::units::Mib;
 
-use crate::cli::{AgentArgs, Programs};
+use crate::cli::{AgentArgs, LoneAgentArgs, Programs, TlsArgs};
 use crate::execution::Signals;
 use crate::host;
 
@@ -35,20 +37,71 @@ fn at_end(args: &AgentArgs) -> Shutdown {
 }
 
 /// Is the agent.
-pub fn run(dir: &Path, programs: &Programs, args: AgentArgs) -> Result<ExitCode> {
+pub fn run(dir: &Path, programs: &Programs, args: LoneAgentArgs) -> Result<ExitCode> {
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(dir, programs, args))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(dir: &Path, programs: &Programs, args: AgentArgs) -> Result<()> {
+async fn serve(dir: &Path, programs: &Programs, args: LoneAgentArgs) -> Result<()> {
     let mut signals = Signals::new()?;
-    let agent = Agent::start(dir, programs, args).await?;
+    // First of all what a person can get wrong.
+    let entrance = Entrance::open(args.tls).await?;
+    let agent = Agent::start(dir, programs, args.agent).await?;
     eprintln!("wrenn: the agent of {} listens on {}", dir.display(), agent.socket.display());
+    let served = entrance.map(|entrance| entrance.serve(&agent.manager));
     let signal = signals.next().await;
     tracing::info!(signal, "the agent ends");
-    agent.finish().await
+    let finishing = served.map(Served::end);
+    let finished = agent.finish().await;
+    if let Some(serving) = finishing {
+        serving.await.context("the agent's server for other hosts made a mistake")?;
+    }
+    finished
+}
+
+/// Where clients on other hosts will come in.
+struct Entrance {
+    listener: TcpListener,
+    at: SocketAddr,
+    tls: ServerTls,
+}
+
+impl Entrance {
+    /// Nobody is served yet; `None` when it is not asked for.
+    async fn open(args: TlsArgs) -> Result<Option<Self>> {
+        let Some((listen, files)) = args.wanted() else { return Ok(None) };
+        let identity = TlsIdentity::read(&files)?;
+        let listener = TcpListener::bind(listen).await.with_context(|| {
+            format!("cannot listen on {listen}; is another program there? --listen-tls takes another address")
+        })?;
+        let at = listener.local_addr().context("the listener has no address")?;
+        Ok(Some(Self { listener, at, tls: ServerTls::from(&identity) }))
+    }
+
+    fn serve(self, manager: &Manager) -> Served {
+        eprintln!("wrenn: it listens on {} as well, for those with a certificate", self.at);
+        let (end, ended) = oneshot::channel::<()>();
+        let manager = Arc::new(manager.clone());
+        // A sender that is gone is an end as well.
+        let serving = tokio::spawn(rpc::serve_tls(manager, self.listener, self.tls, async { drop(ended.await) }));
+        Served { end, serving }
+    }
+}
+
+/// Clients on other hosts are served.
+struct Served {
+    end: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+}
+
+impl Served {
+    /// Nobody gets in any more. The rest is over soon after the manager is.
+    fn end(self) -> JoinHandle<()> {
+        drop(self.end);
+        self.serving
+    }
 }
 
 /// An agent that serves its socket.

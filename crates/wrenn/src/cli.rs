@@ -18,7 +18,9 @@ use wrenn_engine::vmm::{Accel, DriverKind};
 
 pub use files::{CopyArgs, ForwardArgs, GuestPath, Operand, PortPair};
 pub use key::{KeyVerb, NewKeyArgs};
-pub use sandbox::{AgentArgs, AttachArgs, CreateArgs, ExecArgs, RepairArgs, SandboxVerb, ShellArgs};
+pub use sandbox::{
+    AgentArgs, AttachArgs, CreateArgs, ExecArgs, LoneAgentArgs, RepairArgs, SandboxVerb, ShellArgs, TlsArgs,
+};
 pub use serve::{DbVerb, ServeArgs, ServiceArgs, WorkerArgs};
 pub use shared::{CommandArgs, WantedArgs};
 pub use snapshot::{ForkArgs, ForkcheckArgs, RollbackArgs, SnapshotVerb};
@@ -73,7 +75,7 @@ pub enum Verb {
     /// Boot a microVM, run a command in it, exit with the command's code, leave nothing behind.
     Run(RunArgs),
     /// Be the agent of this host: make sandboxes that stay, and look after them until SIGTERM or Ctrl-C.
-    Agent(AgentArgs),
+    Agent(Box<LoneAgentArgs>),
     /// Be the agent of this host and a server beside it: REST API, pages, ports of sandboxes; until SIGTERM or Ctrl-C.
     Serve(Box<ServeArgs>),
     /// The server's own process, which `serve` starts.
@@ -217,7 +219,24 @@ mod tests {
         assert_eq!(run.drivers.wishes(), wanted);
         let cli = Cli::parse_from(["wrenn", "agent", "--memory-backend", "uffd"]);
         let Verb::Agent(agent) = cli.verb else { panic!("not agent") };
-        assert_eq!(agent.drivers.wishes().restore, Some(Restore::Userfaultfd));
+        assert_eq!(agent.agent.drivers.wishes().restore, Some(Restore::Userfaultfd));
         assert!(Cli::try_parse_from(["wrenn", "run", "--vmm", "xen", "--", "true"]).is_err());
+    }
+
+    #[test]
+    fn an_agent_listens_for_other_hosts_with_all_that_this_takes() {
+        let tls = ["--listen-tls", "[::1]:7443", "--tls-cert", "/c", "--tls-key", "/k", "--tls-ca", "/a"];
+        let parse = |words: &[&str]| Cli::try_parse_from([&["wrenn", "agent"], words].concat());
+        let Verb::Agent(agent) = parse(&tls).unwrap().verb else { panic!("not agent") };
+        let (listen, files) = agent.tls.wanted().unwrap();
+        assert_eq!((listen.port(), files.cert.to_str(), files.key.to_str()), (7443, Some("/c"), Some("/k")));
+        let Verb::Agent(agent) = parse(&[]).unwrap().verb else { panic!("not agent") };
+        assert!(agent.tls.wanted().is_none());
+        for lacking in [0, 2, 4, 6] {
+            let mut words = tls.to_vec();
+            words.drain(lacking..lacking + 2);
+            assert!(parse(&words).is_err(), "{words:?}");
+        }
+        assert!(Cli::try_parse_from([&["wrenn", "serve"], &tls[..]].concat()).is_err(), "its agent is its own");
     }
 }

@@ -46,7 +46,7 @@ fn done(cli: Cli) -> anyhow::Result<ExitCode> {
     let place = Place::new(cli.dir, &cli.server)?;
     match cli.verb {
         Verb::Run(args) => run::run(&place, &cli.programs, args),
-        Verb::Agent(args) => agent_cmd::run(&place.dir, &cli.programs, args),
+        Verb::Agent(args) => agent_cmd::run(&place.dir, &cli.programs, *args),
         Verb::Serve(args) => serve::run(&place.dir, &cli.programs, *args),
         Verb::Server(args) => serve::run_worker(&place.dir, args),
         Verb::Db(DbVerb::Backup { file, database }) => serve::backup(&place.dir, &file, database.as_deref()),

@@ -14,10 +14,14 @@ pub const STREAMS_MAX: u32 = 1024;
 /// Calls that are carried out at once; more wait.
 pub const CALLS_MAX: u32 = 256;
 
-/// Tunnels at once. Each costs two sockets and two small buffers.
+/// Tunnels at once. Each costs two sockets, a third descriptor and two small buffers.
 pub const TUNNELS_MAX: u32 = 1024;
 
-const _: () = assert!((TUNNELS_MAX as usize) < CONNECTIONS_MAX, "or tunnels keep calls out");
+/// TLS clients at once of whom it is not known yet who they are; one more, and the oldest has to go.
+pub const HANDSHAKES_MAX: usize = 256;
+
+const _: () =
+    assert!(TUNNELS_MAX as usize + HANDSHAKES_MAX < CONNECTIONS_MAX, "or tunnels and strangers keep calls out");
 
 /// Largest message, in bytes: a request with all of its environment, labels and attributes, or a console's whole ring.
 pub const MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -68,7 +72,23 @@ pub const PROGRESS_LINES_MAX: usize = 256;
 /// How long a client may take over the head of a request.
 pub const REQUEST_HEAD_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// How long a connection to the agent's socket may take: it has a queue, and the agent takes from it at once.
+/// How long a TLS client may take to show who it is: some round trips of a slow network.
+pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Largest file of certificates or keys, in bytes: hundreds of them.
+pub const PEM_BYTES_MAX: u64 = 1024 * 1024;
+
+/// How often the kernel asks the other end of a TCP connection that has been silent for [`KEEPALIVE_EVERY`].
+pub const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// How often it does before it gives up.
+pub const PROBES_MAX: u32 = 3;
+
+/// How long the other end's kernel may leave calls and answers without a receipt: as long as silence lasts before it is given up.
+pub const RECEIPT_LIMIT: Duration = Duration::from_secs(30);
+
+const _: () = assert!(RECEIPT_LIMIT.as_secs() == KEEPALIVE_EVERY.as_secs() + PROBE_EVERY.as_secs() * PROBES_MAX as u64);
+
+/// How long a connection to the agent may take: it takes from its queue at once. With the handshake, where there is one.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long calls that are under way have to finish when the agent ends; their own steps have shorter limits, all but a boot.

@@ -1,23 +1,30 @@
-//! The wire to the agent: its interface over a Unix socket, for other processes of its host.
+//! The wire to the agent: its interface for other processes, over a Unix socket for those of its host, over TLS for others.
 //!
 //! ```text
-//!   Remote ── Connect RPC over HTTP/2 ────────────────┐
-//!     │                                               ├─► agent.sock ─► serve ─► dyn HostAgent
-//!     └ dial ── HTTP/1.1 Upgrade, then raw bytes ─────┘     │  only root and the agent's own user get in
-//!                                                           └ each call that changes something is a task of its own
+//!   Remote ── Connect RPC over HTTP/2 ────────────┐       ┌─ agent.sock ─┐
+//!     │                                           ├─ Way ─┤              ├─ Door ─► serve ─► dyn HostAgent
+//!     └ dial ── HTTP/1.1 Upgrade, then raw bytes ─┘       └─ TLS 1.3 ────┘   │         └ each call that changes something
+//!                                                                            │           is a task of its own
+//!                             only root and the agent's own user get in; over TLS only who has a certificate of our CA
 //! ```
+//!
+//! Both carry the same: nothing beyond a `Link` knows which of them it came through.
 //!
 //! A call outlives its client: what was begun is finished. The one exception is a sandbox that was asked for as bound:
 //! it is held by the stream of the call that made it, and goes with it. Errors keep their code and their text on the way.
 //!
 //! The wire's types are generated from `proto/hostagent`; nobody outside of this module sees them.
 
+mod door;
 mod limits;
+mod link;
 mod remote;
 mod server;
 mod service;
 mod stream;
+mod tls;
 mod tunnel;
+mod way;
 mod wire;
 
 #[cfg(test)]
@@ -32,7 +39,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 pub use remote::Remote;
-pub use server::{serve, serve_for_user};
+pub use server::{serve, serve_for_user, serve_tls};
+pub use tls::{ClientTls, ServerTls, TlsAddress, TlsAddressError, TlsError, TlsFiles, TlsIdentity, TlsProblem};
 
 /// Why the agent's socket cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +100,7 @@ pub async fn listen_for_user(path: &Path, uid: u32) -> Result<UnixListener, Sock
 
 /// The agent that listens on `socket`; `None` when nobody does.
 pub async fn connect(socket: &Path) -> Result<Option<Remote>, SocketError> {
-    Ok(reach(socket).await?.map(|_there| Remote::new(socket)))
+    Ok(reach(socket).await?.map(|_there| Remote::at(socket)))
 }
 
 /// Ready when the agent ends, or is gone already. Cancel safe.

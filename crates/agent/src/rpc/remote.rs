@@ -1,13 +1,14 @@
 //! An agent in another process, behind the same interface as one in this.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use connectrpc::client::{ClientConfig, ClientTransport, Http2Connection, ServerStream, SharedHttp2Connection};
 use futures::StreamExt as _;
 use http::Uri;
+use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::task::AbortHandle;
 use wrenn_engine::names::SandboxId;
@@ -15,6 +16,9 @@ use wrenn_proto::hostagent as wire;
 use wrenn_proto::hostagent::__buffa::view::{CreateResponseView, WatchResponseView};
 use wrenn_proto::hostagent::{HasMessageView, MessageView};
 
+use super::link::Carries;
+use super::tls::{ClientTls, TlsAddress};
+use super::way::Way;
 use super::wire::{
     Forks, agent_error, change, changed, create_request, fork_request, host_view, resume_request, rollback_request,
     snapshot_request, snapshot_view, snapshotted, template_view, timeout_request, view, warm_request, warmed,
@@ -29,41 +33,46 @@ use crate::host_agent::{
 type Body = <SharedHttp2Connection as ClientTransport>::ResponseBody;
 type Client = wire::HostAgentClient<SharedHttp2Connection>;
 
-/// The agent that listens on a socket. Cheap to clone; one connection for its calls, made again when it broke, and one for
+/// The agent that listens on a socket, or somewhere over TLS. Cheap to clone; one connection for its calls, made again when it broke, and one for
 /// each tunnel and each watch.
 #[derive(Clone)]
 pub struct Remote {
-    socket: PathBuf,
+    way: Way,
     client: Client,
 }
 
 impl fmt::Debug for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Remote").field("socket", &self.socket).finish_non_exhaustive()
+        f.debug_struct("Remote").field("way", &format_args!("{}", self.way)).finish_non_exhaustive()
     }
 }
 
 impl Remote {
     /// The agent that listens, or will listen, on `socket`; nobody is asked yet. Within a runtime, which drives the connection.
     pub fn at(socket: &Path) -> Self {
-        Self::new(socket)
+        Self::new(Way::Socket(socket.to_owned()))
     }
 
-    /// Within a runtime, which drives the connection.
-    pub(super) fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned(), client: client(socket) }
+    /// As [`Remote::at`], for the agent that listens at `address`, or will; its certificate must be of that host.
+    pub fn over_tls(address: TlsAddress, tls: ClientTls) -> Self {
+        Self::new(Way::Tls(address, tls))
     }
 
-    /// Where it listens.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    pub(super) fn new(way: Way) -> Self {
+        Self { client: client(&way), way }
     }
 }
 
 /// A connection of its own, which is made with the first call.
-fn client(socket: &Path) -> Client {
+fn client(way: &Way) -> Client {
+    let way = way.clone();
+    let connector = tower::service_fn(move |_: Uri| {
+        let way = way.clone();
+        async move { way.connect(Carries::Calls).await.map(TokioIo::new) }
+    });
     let authority = Uri::from_static("http://agent");
-    let connection = Http2Connection::lazy_unix(socket, authority.clone()).shared(limits::STREAMS_MAX as usize);
+    let connection =
+        Http2Connection::lazy_with_connector(connector, authority.clone()).shared(limits::STREAMS_MAX as usize);
     let config = ClientConfig::new(authority)
         .proto()
         .with_default_max_message_size(limits::MESSAGE_BYTES_MAX)
@@ -181,7 +190,7 @@ impl HostAgent for Remote {
 
     /// Over a connection of its own: what who watches has not read yet must not keep calls from being answered.
     async fn watch(&self) -> Result<Changes, AgentError> {
-        let client = client(&self.socket);
+        let client = client(&self.way);
         let mut stream = client.watch(wire::WatchRequest {}).await.map_err(agent_error)?;
         // The first is told at once; where the agent refuses, that is told in its place.
         let first = next_change(&mut stream).await?;
@@ -312,6 +321,6 @@ impl HostAgent for Remote {
     }
 
     async fn dial(&self, id: &SandboxId, port: u16, limit: Duration) -> Result<Tunnel, AgentError> {
-        tunnel::dial(&self.socket, id, port, limit).await
+        tunnel::dial(&self.way, id, port, limit).await
     }
 }

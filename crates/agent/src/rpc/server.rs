@@ -1,12 +1,12 @@
-//! The agent's side of the socket: who gets in, what they reach, how it ends.
+//! The agent's side of the wire: what those reach who get in, and how it ends.
 //!
 //! ```text
-//!   accept ─► whose process is it? ─► HTTP/2: calls      ends: no new connections; bound sandboxes and tunnels are let go;
-//!                                     HTTP/1.1: tunnels        calls under way are finished and answered
+//!   accept ─► who is it? (door) ─► HTTP/2: calls         ends: no new connections; bound sandboxes and tunnels are let go;
+//!                                  HTTP/1.1: tunnels           calls under way are finished and answered
 //! ```
 
+use std::convert::Infallible;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -15,19 +15,22 @@ use connectrpc::{Limits, Router as ConnectRouter};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::door::{Door, Knock, Peers, Porch};
+use super::link::Link;
 use super::service::Service;
+use super::tls::ServerTls;
 use super::{limits, tunnel};
 use crate::host_agent::HostAgent;
 
 /// Serves `agent` on `listener` until `shutdown` is ready. Then nobody gets in any more and the socket's file is gone; bonds
 /// and tunnels are dropped; calls under way are waited for, which is up to the agent.
 pub async fn serve(agent: Arc<dyn HostAgent>, listener: UnixListener, shutdown: impl Future<Output = ()>) {
-    serve_for(agent, listener, shutdown, Peers::of_this_process()).await;
+    serve_at(agent, Door::Socket(listener, Peers::of_this_process()), shutdown).await;
 }
 
 /// As [`serve`], for processes of the user `uid` and of root.
@@ -37,39 +40,56 @@ pub async fn serve_for_user(
     shutdown: impl Future<Output = ()>,
     uid: u32,
 ) {
-    serve_for(agent, listener, shutdown, Peers { own_uid: uid, root_uid: 0 }).await;
+    serve_at(agent, Door::Socket(listener, Peers { own_uid: uid, root_uid: 0 }), shutdown).await;
 }
 
-pub(super) async fn serve_for(
+/// As [`serve`], for whoever has a certificate that the CA signed: they can do all that root can through the socket.
+pub async fn serve_tls(
     agent: Arc<dyn HostAgent>,
-    listener: UnixListener,
+    listener: TcpListener,
+    tls: ServerTls,
     shutdown: impl Future<Output = ()>,
-    peers: Peers,
 ) {
+    serve_at(agent, Door::Tls(listener, tls), shutdown).await;
+}
+
+pub(super) async fn serve_at(agent: Arc<dyn HostAgent>, door: Door, shutdown: impl Future<Output = ()>) {
     let (end, ending) = watch::channel(false);
     let calls = Arc::new(Semaphore::new(limits::CALLS_MAX as usize));
     let router = router(agent, &calls, &ending);
     let builder = Arc::new(builder());
     let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
+    let mut porch = Porch::default();
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
             () = &mut shutdown => break,
             Some(_ended) = connections.join_next() => {}
-            (stream, place) = accept(&listener, &places, peers) => {
-                let connection = connection(stream, Arc::clone(&builder), router.clone(), ending.clone());
+            (knock, place) = accept(&door, &places) => {
+                let link = admit(knock, porch.step_on());
+                let (builder, router, ending) = (Arc::clone(&builder), router.clone(), ending.clone());
                 connections.spawn(async move {
-                    connection.await;
+                    if let Some(link) = link.await {
+                        connection(link, builder, router, ending).await;
+                    }
                     drop(place);
                 });
             }
         }
     }
-    remove_socket(&listener);
-    drop(listener);
+    door.close();
+    drop(porch);
     end.send_replace(true);
     finish(&calls, connections).await;
+}
+
+/// The client's connection, unless it has to go before it is known who it is.
+async fn admit(knock: Knock, has_to_go: oneshot::Receiver<Infallible>) -> Option<Link> {
+    tokio::select! {
+        link = knock.admit() => link,
+        Err(_to_go) = has_to_go => None,
+    }
 }
 
 /// Lets calls that are under way end and their answers out.
@@ -86,53 +106,13 @@ async fn finish(calls: &Semaphore, mut connections: JoinSet<()>) {
     }
 }
 
-fn remove_socket(listener: &UnixListener) {
-    let path = listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
-    let Some(path) = path else { return };
-    match std::fs::remove_file(&path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => tracing::warn!(path = %path.display(), %error, "cannot remove the agent's socket"),
-    }
-}
-
-/// Whose processes get in.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peers {
-    /// The agent's own user, beside root.
-    pub own_uid: u32,
-    /// Root, but for tests.
-    pub root_uid: u32,
-}
-
-impl Peers {
-    fn of_this_process() -> Self {
-        Self { own_uid: rustix::process::geteuid().as_raw(), root_uid: 0 }
-    }
-
-    fn admit(self, stream: &UnixStream) -> bool {
-        match stream.peer_cred() {
-            Ok(peer) if peer.uid() == self.own_uid || peer.uid() == self.root_uid => true,
-            Ok(peer) => {
-                tracing::warn!(uid = peer.uid(), pid = peer.pid(), "refused a process of another user");
-                false
-            }
-            Err(error) => {
-                tracing::warn!(%error, "refused a process whose user the kernel does not tell");
-                false
-            }
-        }
-    }
-}
-
-/// The next connection of somebody who may have one. Cancel safe.
-async fn accept(listener: &UnixListener, places: &Arc<Semaphore>, peers: Peers) -> (UnixStream, OwnedSemaphorePermit) {
+/// The next client, and its place. Cancel safe.
+async fn accept(door: &Door, places: &Arc<Semaphore>) -> (Knock, OwnedSemaphorePermit) {
     loop {
         // Waiting here leaves further clients in the kernel's queue.
         let place = Arc::clone(places).acquire_owned().await.expect("this semaphore is never closed");
-        match listener.accept().await {
-            Ok((stream, _address)) if peers.admit(&stream) => return (stream, place),
-            Ok(_refused) => {}
+        match door.accept().await {
+            Ok(knock) => return (knock, place),
             Err(error) => rest_after(&error).await,
         }
     }
@@ -167,12 +147,12 @@ fn builder() -> Builder<TokioExecutor> {
 }
 
 async fn connection(
-    stream: UnixStream,
+    link: Link,
     builder: Arc<Builder<TokioExecutor>>,
     router: Router,
     mut ending: watch::Receiver<bool>,
 ) {
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router));
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(link), TowerToHyperService::new(router));
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -1,7 +1,7 @@
-//! Tunnels: the bytes of a TCP connection to a guest, over the agent's socket, both ends of it.
+//! Tunnels: the bytes of a TCP connection to a guest, over the wire to the agent, both ends of it.
 //!
 //! ```text
-//!   client ──── Unix socket ────► agent ──── HostAgent::dial ────► guest
+//!   client ───── a Link ─────────► agent ──── HostAgent::dial ────► guest
 //!      GET /tunnel/ID/PORT   ─►   dial
 //!                            ◄─   101, or a refusal with the agent's code and text
 //!      bytes ◄────────────────────────────────────────────────────► bytes
@@ -11,8 +11,10 @@
 //! breaks, when its client is gone (told apart from a client that only sends no more), or when the agent ends.
 
 use std::io::{self, Cursor};
-use std::path::Path;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -26,15 +28,16 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy, split};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf, copy, split};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use wrenn_engine::names::SandboxId;
 use wrenn_proto::hostagent::{TUNNEL_CODE_HEADER, TUNNEL_LIMIT_HEADER, TUNNEL_PROTOCOL, tunnel_path};
 
+use super::link::{Carries, Link};
+use super::way::Way;
 use super::{limits, wire};
-use crate::host_agent::{AgentError, Code, HostAgent, Tunnel};
+use crate::host_agent::{AgentError, Code, HostAgent, Tunnel, with_causes};
 
 // ---- the agent's end -------------------------------------------------------------------------------------------------
 
@@ -109,22 +112,24 @@ async fn run(on_upgrade: OnUpgrade, guest: Tunnel, mut ending: watch::Receiver<b
     }
 }
 
-/// The client's socket, and what it sent before it had our answer.
-async fn client_of(on_upgrade: OnUpgrade) -> io::Result<(UnixStream, Bytes)> {
+/// The client's connection, and what it sent before it had our answer.
+async fn client_of(on_upgrade: OnUpgrade) -> io::Result<(Link, Bytes)> {
     let upgraded = on_upgrade.await.map_err(io::Error::other)?;
-    let parts = upgrade::downcast::<TokioIo<UnixStream>>(upgraded)
+    let parts = upgrade::downcast::<TokioIo<Link>>(upgraded)
         .map_err(|_other| io::Error::other("the connection is none of this server's"))?;
     Ok((parts.io.into_inner(), parts.read_buf))
 }
 
-async fn carry((mut client, early): (UnixStream, Bytes), guest: Tunnel) -> io::Result<()> {
+async fn carry((client, early): (Link, Bytes), guest: Tunnel) -> io::Result<()> {
+    let watched = client.as_fd().try_clone_to_owned()?;
     let (mut from_guest, mut to_guest) = split(guest);
-    let (mut from_client, mut to_client) = client.split();
+    let (from_client, mut to_client) = split(client);
+    let mut from_client = Heard { from: from_client, broken: None };
     let up = async {
         to_guest.write_all(&early).await?;
         copy(&mut from_client, &mut to_guest).await?;
-        to_guest.shutdown().await?;
-        io::Result::Ok(from_client)
+        from_client.broken.map_or(Ok(()), Err)?;
+        to_guest.shutdown().await
     };
     let down = async {
         copy(&mut from_guest, &mut to_client).await?;
@@ -134,22 +139,39 @@ async fn carry((mut client, early): (UnixStream, Bytes), guest: Tunnel) -> io::R
     tokio::select! {
         done = &mut down => {
             done?;
-            up.await.map(drop)
+            up.await
         }
         done = &mut up => {
-            let client = done?;
+            done?;
             tokio::select! {
                 done = &mut down => done,
                 // All that it sent has gone to the guest, and nobody is there to take what the guest would say.
-                () = hang_up(client.as_ref()) => Ok(()),
+                () = hang_up(&watched) => Ok(()),
             }
         }
     }
 }
 
+/// What a client sends. Where it breaks is an end at first, so that all that came before is delivered. TLS tells apart who
+/// sends no more, and says so, from who is gone.
+struct Heard<R> {
+    from: R,
+    broken: Option<io::Error>,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Heard<R> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let heard = self.get_mut();
+        Pin::new(&mut heard.from).poll_read(cx, buf).map(|read| {
+            heard.broken = read.err();
+            Ok(())
+        })
+    }
+}
+
 /// Waits until a client that sends no more is gone altogether. The runtime does not tell these two apart: the kernel is
-/// asked.
-async fn hang_up(client: &UnixStream) {
+/// asked. Over TCP it learns that when it sends something, if only a probe.
+async fn hang_up(client: &OwnedFd) {
     loop {
         let mut asked = [PollFd::new(client, PollFlags::empty())];
         match poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
@@ -166,13 +188,13 @@ async fn hang_up(client: &UnixStream) {
 
 // ---- the client's end ------------------------------------------------------------------------------------------------
 
-/// A tunnel through the agent behind `socket`.
-pub(super) async fn dial(socket: &Path, id: &SandboxId, port: u16, limit: Duration) -> Result<Tunnel, AgentError> {
+/// A tunnel through the agent at the end of `way`.
+pub(super) async fn dial(way: &Way, id: &SandboxId, port: u16, limit: Duration) -> Result<Tunnel, AgentError> {
     let unavailable = |message: String| AgentError { code: Code::Unavailable, message };
-    let gone = |error: io::Error| unavailable(format!("the agent is gone, or it ended meanwhile: {error}"));
+    let gone = |error: io::Error| wire::gone(&with_causes(&error));
     let opened = timeout(limit + limits::CONNECT_LIMIT, async {
-        let stream = UnixStream::connect(socket).await.map_err(gone)?;
-        ask(stream, id, port, limit).await.map_err(gone)?
+        let link = way.connect(Carries::Tunnel).await.map_err(gone)?;
+        ask(link, id, port, limit).await.map_err(gone)?
     });
     opened.await.unwrap_or_else(|_elapsed| {
         Err(unavailable(format!("the agent did not open a connection to the guest within {} ms", limit.as_millis())))
@@ -180,9 +202,9 @@ pub(super) async fn dial(socket: &Path, id: &SandboxId, port: u16, limit: Durati
 }
 
 /// The outer error is the connection's, the inner one the agent's.
-async fn ask(stream: UnixStream, id: &SandboxId, port: u16, limit: Duration) -> io::Result<Result<Tunnel, AgentError>> {
+async fn ask(link: Link, id: &SandboxId, port: u16, limit: Duration) -> io::Result<Result<Tunnel, AgentError>> {
     let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        hyper::client::conn::http1::handshake(TokioIo::new(link)).await.map_err(io::Error::other)?;
     let connection = tokio::spawn(connection.with_upgrades());
     let request = http::Request::get(tunnel_path(id.as_str(), port))
         .header(header::HOST, "agent")
@@ -199,9 +221,9 @@ async fn ask(stream: UnixStream, id: &SandboxId, port: u16, limit: Duration) -> 
     }
     let upgraded = hyper::upgrade::on(answer).await.map_err(io::Error::other)?;
     let parts = upgraded
-        .downcast::<TokioIo<UnixStream>>()
+        .downcast::<TokioIo<Link>>()
         .map_err(|_other| io::Error::other("the connection is not the one that was opened"))?;
-    let (read, write) = parts.io.into_inner().into_split();
+    let (read, write) = split(parts.io.into_inner());
     Ok(Ok(Box::new(tokio::io::join(Cursor::new(parts.read_buf).chain(read), write))))
 }
 

@@ -1,10 +1,13 @@
 //! The command line of `wrenn agent`, `wrenn sandbox …`, `wrenn repair` and `wrenn shell`, as data.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use wrenn_agent::faults::Faults;
 use wrenn_agent::host_agent::OnTimeout;
+use wrenn_agent::rpc::TlsFiles;
 use wrenn_engine::names::SandboxId;
 
 use super::{CommandArgs, Drivers, ForkArgs, RollbackArgs, WantedArgs, key_value};
@@ -34,6 +37,44 @@ pub struct AgentArgs {
     /// Destroy all sandboxes when the agent ends.
     #[arg(long)]
     pub destroy_all: bool,
+}
+
+/// An agent by itself, and who is served beside this host.
+#[derive(Debug, Args)]
+pub struct LoneAgentArgs {
+    /// How it is.
+    #[command(flatten)]
+    pub agent: AgentArgs,
+    /// Who else is served.
+    #[command(flatten)]
+    pub tls: TlsArgs,
+}
+
+/// Whether other hosts are served as well, and which. Who gets in can do all that root can with the agent.
+#[derive(Debug, Default, Args)]
+pub struct TlsArgs {
+    /// Listen there as well, for clients on any host that have a certificate of the CA (TLS 1.3). They can do all that root of
+    /// this host can do with sandboxes.
+    #[arg(long, value_name = "ADDRESS:PORT", requires_all = ["tls_cert", "tls_key", "tls_ca"])]
+    pub listen_tls: Option<SocketAddr>,
+    /// The agent's certificate for --listen-tls, of the name that clients use, and after it those up to its CA; PEM. It is read
+    /// when the agent starts, as are the next two.
+    #[arg(long, value_name = "FILE", requires = "listen_tls")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, unencrypted; PEM. Only the agent should be able to read it.
+    #[arg(long, value_name = "FILE", requires = "listen_tls")]
+    pub tls_key: Option<PathBuf>,
+    /// The CA that has signed the certificates of clients; PEM. Whoever it signs gets in: use one that is there for this alone.
+    #[arg(long, value_name = "FILE", requires = "listen_tls")]
+    pub tls_ca: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    /// Where to listen, and with what; `None` when it is not asked for.
+    pub fn wanted(self) -> Option<(SocketAddr, TlsFiles)> {
+        let files = TlsFiles { cert: self.tls_cert?, key: self.tls_key?, ca: self.tls_ca? };
+        Some((self.listen_tls?, files))
+    }
 }
 
 /// What can be done with sandboxes.

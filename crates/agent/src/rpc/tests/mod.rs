@@ -1,7 +1,10 @@
-//! Every call, every error and a tunnel's bytes over a real Unix socket, with an agent that is a map.
+//! Every call, every error and a tunnel's bytes over a real Unix socket and over TLS, with an agent that is a map.
 
+mod certificates;
 mod snapshots;
 mod templates;
+mod tls;
+mod transport;
 mod watching;
 
 use std::collections::BTreeMap;
@@ -11,14 +14,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use wrenn_engine::names::SandboxId;
 use wrenn_engine::units::Mib;
 
-use super::server::{Peers, serve_for};
+use self::transport::{Place, Via, over_each_transport};
+use super::door::{Door, Peers};
+use super::link::Carries;
+use super::server::serve_at;
 use super::*;
 use crate::fake::{self, Fake};
 use crate::host_agent::{
@@ -28,11 +33,32 @@ use crate::host_agent::{
 use crate::policy::Denied;
 use crate::sandbox::Shape;
 
+over_each_transport! {
+    a_request_and_its_answer_arrive_whole,
+    every_call_reaches_the_agent,
+    errors_keep_their_code_and_their_text,
+    what_is_beyond_the_limits_is_refused_and_nothing_is_made,
+    a_bound_sandbox_lives_as_long_as_its_bond,
+    a_client_that_is_gone_before_its_bound_sandbox_is_there_leaves_none,
+    what_was_begun_is_finished_without_its_client,
+    an_agent_that_ends_finishes_what_it_does_and_lets_go_of_the_rest,
+    the_same_remote_finds_the_next_agent,
+    the_same_remote_finds_the_agent_after_one_that_was_killed,
+    a_tunnel_carries_every_byte_and_the_end_of_each_direction,
+    a_guest_that_says_no_more_can_still_be_told,
+    a_client_that_is_gone_takes_its_tunnel_along_once_all_was_delivered,
+    a_client_that_only_sends_no_more_keeps_its_tunnel,
+    a_guest_that_is_gone_ends_the_tunnel,
+    refused_tunnels_say_why,
+    what_is_no_tunnel_and_no_call_is_refused,
+    tunnels_are_bounded_and_a_place_comes_back,
+}
+
 const SOON: Duration = Duration::from_secs(10);
 
 /// An agent that is served, and the way to it.
 struct World {
-    dir: TempDir,
+    place: Place,
     fake: Arc<Fake>,
     remote: Remote,
     end: Option<oneshot::Sender<()>>,
@@ -40,23 +66,20 @@ struct World {
 }
 
 impl World {
-    async fn of(fake: Fake) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+    async fn of(via: Via, fake: Fake) -> Self {
+        let place = Place::new(via).await;
         let fake = Arc::new(fake);
-        let (end, serving) = Self::serve(&dir, &fake).await;
-        let remote = connect(&socket(&dir)).await.unwrap().unwrap();
-        Self { dir, fake, remote, end: Some(end), serving }
+        let (end, serving) = serve_fake(&place, &fake).await;
+        let remote = Remote::new(place.way());
+        Self { place, fake, remote, end: Some(end), serving }
     }
 
-    async fn serve(dir: &TempDir, fake: &Arc<Fake>) -> (oneshot::Sender<()>, JoinHandle<()>) {
-        let listener = listen(&socket(dir)).await.unwrap();
-        let (end, ended) = oneshot::channel();
-        let agent: Arc<dyn HostAgent> = Arc::clone(fake) as _;
-        (end, tokio::spawn(serve(agent, listener, async { ended.await.unwrap() })))
+    async fn serve_again(&self) -> (oneshot::Sender<()>, JoinHandle<()>) {
+        serve_fake(&self.place, &self.fake).await
     }
 
-    async fn new() -> Self {
-        Self::of(Fake::default()).await
+    async fn new(via: Via) -> Self {
+        Self::of(via, Fake::default()).await
     }
 
     async fn create(&self) -> View {
@@ -66,6 +89,13 @@ impl World {
     fn end(&mut self) {
         self.end.take().unwrap().send(()).unwrap();
     }
+}
+
+async fn serve_fake(place: &Place, fake: &Arc<Fake>) -> (oneshot::Sender<()>, JoinHandle<()>) {
+    let door = place.door().await;
+    let (end, ended) = oneshot::channel();
+    let agent: Arc<dyn HostAgent> = Arc::clone(fake) as _;
+    (end, tokio::spawn(serve_at(agent, door, async { ended.await.unwrap() })))
 }
 
 fn socket(dir: &TempDir) -> std::path::PathBuf {
@@ -109,9 +139,8 @@ fn nobody() -> SandboxId {
     SandboxId::from_random([35; 18])
 }
 
-#[tokio::test]
-async fn a_request_and_its_answer_arrive_whole() {
-    let world = World::new().await;
+async fn a_request_and_its_answer_arrive_whole(via: Via) {
+    let world = World::new(via).await;
     let created = world.remote.create(request()).await.unwrap();
     assert!(created.bond.is_none());
     assert_eq!(created.changed.view, fake::view(0, &request()));
@@ -121,9 +150,8 @@ async fn a_request_and_its_answer_arrive_whole() {
     assert_eq!(format!("{asked:?}"), format!("{:?}", request()));
 }
 
-#[tokio::test]
-async fn every_call_reaches_the_agent() {
-    let world = World::new().await;
+async fn every_call_reaches_the_agent(via: Via) {
+    let world = World::new(via).await;
     let (one, two) = (world.create().await, world.create().await);
     let remote = &world.remote;
     assert_eq!(remote.list().await.unwrap(), [one.clone(), two.clone()]);
@@ -148,9 +176,8 @@ async fn every_call_reaches_the_agent() {
     assert_eq!(remote.list().await.unwrap(), [two]);
 }
 
-#[tokio::test]
-async fn errors_keep_their_code_and_their_text() {
-    let world = World::new().await;
+async fn errors_keep_their_code_and_their_text(via: Via) {
+    let world = World::new(via).await;
     let view = world.create().await;
     let id = &view.id;
     assert_eq!(world.remote.get(&nobody()).await, Err(AgentError::unknown(&nobody())));
@@ -167,9 +194,8 @@ async fn errors_keep_their_code_and_their_text() {
     }
 }
 
-#[tokio::test]
-async fn what_is_beyond_the_limits_is_refused_and_nothing_is_made() {
-    let world = World::new().await;
+async fn what_is_beyond_the_limits_is_refused_and_nothing_is_made(via: Via) {
+    let world = World::new(via).await;
     let beyond = [
         CreateRequest { source: Source::Template(Fresh { template: String::new(), ..fresh() }), ..request() },
         CreateRequest { source: Source::Template(Fresh { kernel: Some("vmlinuz".into()), ..fresh() }), ..request() },
@@ -193,9 +219,8 @@ async fn what_is_beyond_the_limits_is_refused_and_nothing_is_made() {
     assert_eq!(world.fake.count(), 0);
 }
 
-#[tokio::test]
-async fn a_bound_sandbox_lives_as_long_as_its_bond() {
-    let world = World::new().await;
+async fn a_bound_sandbox_lives_as_long_as_its_bond(via: Via) {
+    let world = World::new(via).await;
     let created = world.remote.create(wishing(Wishes { bound: true, ..wishes() })).await.unwrap();
     let bond = created.bond.unwrap();
     assert!(bond.is_held());
@@ -207,10 +232,9 @@ async fn a_bound_sandbox_lives_as_long_as_its_bond() {
     assert_eq!(world.remote.list().await.unwrap(), []);
 }
 
-#[tokio::test]
-async fn a_client_that_is_gone_before_its_bound_sandbox_is_there_leaves_none() {
-    let world = World::of(Fake::gated()).await;
-    let remote = connect(world.remote.socket()).await.unwrap().unwrap();
+async fn a_client_that_is_gone_before_its_bound_sandbox_is_there_leaves_none(via: Via) {
+    let world = World::of(via, Fake::gated()).await;
+    let remote = Remote::new(world.place.way());
     let making = tokio::spawn(async move { remote.create(wishing(Wishes { bound: true, ..wishes() })).await.is_ok() });
     soon(world.fake.at_gate.notified()).await;
     making.abort();
@@ -220,9 +244,8 @@ async fn a_client_that_is_gone_before_its_bound_sandbox_is_there_leaves_none() {
     assert_eq!(world.fake.count(), 0);
 }
 
-#[tokio::test]
-async fn what_was_begun_is_finished_without_its_client() {
-    let world = World::of(Fake::gated()).await;
+async fn what_was_begun_is_finished_without_its_client(via: Via) {
+    let world = World::of(via, Fake::gated()).await;
     let remote = world.remote.clone();
     let making = tokio::spawn(async move { remote.create(request()).await.is_ok() });
     soon(world.fake.at_gate.notified()).await;
@@ -236,9 +259,8 @@ async fn what_was_begun_is_finished_without_its_client() {
     .await;
 }
 
-#[tokio::test]
-async fn an_agent_that_ends_finishes_what_it_does_and_lets_go_of_the_rest() {
-    let mut world = World::of(Fake::gated()).await;
+async fn an_agent_that_ends_finishes_what_it_does_and_lets_go_of_the_rest(via: Via) {
+    let mut world = World::of(via, Fake::gated()).await;
     let gate = world.fake.gate.as_ref().unwrap();
     gate.notify_one();
     let held = world.remote.create(wishing(Wishes { bound: true, ..wishes() })).await.unwrap();
@@ -257,8 +279,9 @@ async fn an_agent_that_ends_finishes_what_it_does_and_lets_go_of_the_rest() {
 
     world.end();
     soon(world.fake.released()).await;
-    assert_eq!(soon(tunnel.read_to_end(&mut Vec::new())).await.unwrap(), 0, "the tunnel has ended");
-    assert!(connect(world.remote.socket()).await.unwrap().is_none(), "nobody gets in any more");
+    via.assert_cut_off(soon(tunnel.read(&mut [0; 1])).await);
+    let way = world.place.way();
+    assert!(soon(way.connect(Carries::Calls)).await.is_err(), "nobody gets in any more");
     assert!(!world.serving.is_finished());
     world.fake.gate.as_ref().unwrap().notify_one();
     assert_eq!(soon(pausing).await.unwrap().unwrap().view.phase, Phase::Paused);
@@ -267,24 +290,39 @@ async fn an_agent_that_ends_finishes_what_it_does_and_lets_go_of_the_rest() {
     assert_eq!(world.remote.list().await.unwrap_err().code, Code::Unavailable);
 }
 
-#[tokio::test]
-async fn the_same_remote_finds_the_next_agent() {
-    let mut world = World::new().await;
+async fn the_same_remote_finds_the_next_agent(via: Via) {
+    let mut world = World::new(via).await;
     world.create().await;
     world.end();
     soon(&mut world.serving).await.unwrap();
     for _ in 0..3 {
         assert_eq!(world.remote.list().await.unwrap_err().code, Code::Unavailable);
     }
-    let (_end, _serving) = World::serve(&world.dir, &world.fake).await;
+    let (_end, _serving) = world.serve_again().await;
     assert_eq!(soon(world.remote.list()).await.unwrap().len(), 1);
+}
+
+async fn the_same_remote_finds_the_agent_after_one_that_was_killed(via: Via) {
+    let mut world = World::new(via).await;
+    let id = world.create().await.id;
+    let mut tunnel = world.remote.dial(&id, 80, SOON).await.unwrap();
+    let mut changes = world.remote.watch().await.unwrap();
+    world.serving.abort();
+    assert!(soon(&mut world.serving).await.unwrap_err().is_cancelled());
+    soon(async { while let Some(Ok(_)) = futures::StreamExt::next(&mut changes).await {} }).await;
+    assert_eq!(world.remote.list().await.unwrap_err().code, Code::Unavailable);
+    let (_end, _serving) = world.serve_again().await;
+    assert_eq!(soon(world.remote.list()).await.unwrap().len(), 1);
+    via.assert_cut_off(soon(tunnel.read(&mut [0; 1])).await);
+    soon(world.remote.dial(&id, 80, SOON)).await.unwrap();
 }
 
 #[tokio::test]
 async fn one_agent_at_a_time_and_a_killed_ones_socket_is_taken_over() {
-    let world = World::new().await;
-    assert!(matches!(listen(world.remote.socket()).await, Err(SocketError::Taken { .. })));
-    let mode = std::fs::metadata(world.remote.socket()).unwrap().permissions().mode();
+    let dir = tempfile::tempdir().unwrap();
+    let _listener = listen(&socket(&dir)).await.unwrap();
+    assert!(matches!(listen(&socket(&dir)).await, Err(SocketError::Taken { .. })));
+    let mode = std::fs::metadata(socket(&dir)).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 
     let dir = tempfile::tempdir().unwrap();
@@ -301,7 +339,7 @@ async fn processes_of_other_users_are_refused() {
     let listener = listen(&socket(&dir)).await.unwrap();
     let strangers = Peers { own_uid: u32::MAX - 1, root_uid: u32::MAX - 1 };
     let agent: Arc<dyn HostAgent> = Arc::new(Fake::default());
-    tokio::spawn(serve_for(agent, listener, std::future::pending(), strangers));
+    tokio::spawn(serve_at(agent, Door::Socket(listener, strangers), std::future::pending()));
     let remote = connect(&socket(&dir)).await.unwrap().unwrap();
     assert_eq!(soon(remote.list()).await.unwrap_err().code, Code::Unavailable);
     assert_eq!(soon(remote.dial(&nobody(), 1, SOON)).await.err().unwrap().code, Code::Unavailable);
@@ -310,16 +348,15 @@ async fn processes_of_other_users_are_refused() {
 // ---- tunnels ---------------------------------------------------------------------------------------------------------
 
 /// A world whose guests are played by the test, with a sandbox.
-async fn guest_world() -> (World, SandboxId, mpsc::UnboundedReceiver<DuplexStream>) {
+async fn guest_world(via: Via) -> (World, SandboxId, mpsc::UnboundedReceiver<DuplexStream>) {
     let (sender, guests) = mpsc::unbounded_channel();
-    let world = World::of(Fake::with_guests(sender)).await;
+    let world = World::of(via, Fake::with_guests(sender)).await;
     let id = world.create().await.id;
     (world, id, guests)
 }
 
-#[tokio::test]
-async fn a_tunnel_carries_every_byte_and_the_end_of_each_direction() {
-    let world = World::new().await;
+async fn a_tunnel_carries_every_byte_and_the_end_of_each_direction(via: Via) {
+    let world = World::new(via).await;
     let id = world.create().await.id;
     let tunnel = world.remote.dial(&id, 49_983, SOON).await.unwrap();
     let (mut read, mut write) = tokio::io::split(tunnel);
@@ -335,9 +372,8 @@ async fn a_tunnel_carries_every_byte_and_the_end_of_each_direction() {
     assert!(heard == sent);
 }
 
-#[tokio::test]
-async fn a_guest_that_says_no_more_can_still_be_told() {
-    let (world, id, mut guests) = guest_world().await;
+async fn a_guest_that_says_no_more_can_still_be_told(via: Via) {
+    let (world, id, mut guests) = guest_world(via).await;
     let mut tunnel = world.remote.dial(&id, 80, SOON).await.unwrap();
     let mut guest = guests.recv().await.unwrap();
     guest.write_all(b"bye").await.unwrap();
@@ -353,9 +389,8 @@ async fn a_guest_that_says_no_more_can_still_be_told() {
     assert_eq!(soon(guest.read(&mut told)).await.unwrap(), 0);
 }
 
-#[tokio::test]
-async fn a_client_that_is_gone_takes_its_tunnel_along_once_all_was_delivered() {
-    let (world, id, mut guests) = guest_world().await;
+async fn a_client_that_is_gone_takes_its_tunnel_along_once_all_was_delivered(via: Via) {
+    let (world, id, mut guests) = guest_world(via).await;
     let mut tunnel = world.remote.dial(&id, 80, SOON).await.unwrap();
     let mut guest = guests.recv().await.unwrap();
     tunnel.write_all(b"last words").await.unwrap();
@@ -375,9 +410,8 @@ async fn a_client_that_is_gone_takes_its_tunnel_along_once_all_was_delivered() {
     assert_eq!(written.await.kind(), ErrorKind::BrokenPipe);
 }
 
-#[tokio::test]
-async fn a_client_that_only_sends_no_more_keeps_its_tunnel() {
-    let (world, id, mut guests) = guest_world().await;
+async fn a_client_that_only_sends_no_more_keeps_its_tunnel(via: Via) {
+    let (world, id, mut guests) = guest_world(via).await;
     let mut tunnel = world.remote.dial(&id, 80, SOON).await.unwrap();
     let mut guest = guests.recv().await.unwrap();
     tunnel.shutdown().await.unwrap();
@@ -390,9 +424,8 @@ async fn a_client_that_only_sends_no_more_keeps_its_tunnel() {
     assert_eq!(heard, b"late");
 }
 
-#[tokio::test]
-async fn a_guest_that_is_gone_ends_the_tunnel() {
-    let (world, id, mut guests) = guest_world().await;
+async fn a_guest_that_is_gone_ends_the_tunnel(via: Via) {
+    let (world, id, mut guests) = guest_world(via).await;
     let mut tunnel = world.remote.dial(&id, 80, SOON).await.unwrap();
     drop(guests.recv().await.unwrap());
     assert_eq!(soon(tunnel.read(&mut [0; 1])).await.unwrap(), 0);
@@ -404,12 +437,11 @@ async fn a_guest_that_is_gone_ends_the_tunnel() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    assert_eq!(error.await.kind(), ErrorKind::BrokenPipe);
+    assert!(matches!(error.await.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset));
 }
 
-#[tokio::test]
-async fn refused_tunnels_say_why() {
-    let world = World::new().await;
+async fn refused_tunnels_say_why(via: Via) {
+    let world = World::new(via).await;
     let id = world.create().await.id;
     world.remote.pause(&id, PauseOptions::default()).await.unwrap();
     let refused = world.remote.dial(&id, 80, SOON).await.err().unwrap();
@@ -419,9 +451,8 @@ async fn refused_tunnels_say_why() {
     assert_eq!(world.remote.dial(&id, 0, SOON).await.err().unwrap().code, Code::Invalid);
 }
 
-#[tokio::test]
-async fn what_is_no_tunnel_and_no_call_is_refused() {
-    let world = World::new().await;
+async fn what_is_no_tunnel_and_no_call_is_refused(via: Via) {
+    let world = World::new(via).await;
     let id = world.create().await.id;
     let asked = [
         (format!("GET /tunnel/{id}/80 HTTP/1.1\r\nwrenn-dial-limit-ms: 9\r\n"), "400 Bad Request"),
@@ -438,7 +469,7 @@ async fn what_is_no_tunnel_and_no_call_is_refused() {
         ("nonsense\r\n".to_owned(), "400"),
     ];
     for (head, status) in asked {
-        let mut stream = UnixStream::connect(world.remote.socket()).await.unwrap();
+        let mut stream = world.place.way().connect(Carries::Tunnel).await.unwrap();
         stream.write_all(format!("{head}host: agent\r\ncontent-length: 0\r\n\r\n").as_bytes()).await.unwrap();
         let mut answer = [0; 64];
         let read = soon(stream.read(&mut answer)).await.unwrap();
@@ -447,12 +478,11 @@ async fn what_is_no_tunnel_and_no_call_is_refused() {
     }
 }
 
-#[tokio::test]
-async fn tunnels_are_bounded_and_a_place_comes_back() {
+async fn tunnels_are_bounded_and_a_place_comes_back(via: Via) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
-    let (world, id, mut guests) = guest_world().await;
+    let (world, id, mut guests) = guest_world(via).await;
     let mut tunnels = Vec::new();
     for _ in 0..limits::TUNNELS_MAX {
         tunnels.push(world.remote.dial(&id, 80, SOON).await.unwrap());

@@ -3,6 +3,15 @@
 use super::*;
 use crate::host_agent::{Changed, ForkRequest, SnapshotRequest, Start};
 
+over_each_transport! {
+    a_snapshot_is_made_listed_started_from_and_removed,
+    each_fork_is_told_of_by_itself,
+    forks_that_were_begun_are_made_without_their_client,
+    a_sandbox_goes_back_to_its_own_snapshots_alone,
+    refusals_keep_their_code_and_their_text,
+    what_is_beyond_the_limits_never_reaches_the_agent,
+}
+
 fn named(name: &str) -> SnapshotRequest {
     let attributes = BTreeMap::from([("tenant".to_owned(), "ö".to_owned())]);
     SnapshotRequest { name: Some(name.to_owned()), attributes }
@@ -16,9 +25,8 @@ fn options() -> ResumeOptions {
     ResumeOptions { ready_limit: Duration::from_secs(7), timeout: Some(Duration::from_secs(9)) }
 }
 
-#[tokio::test]
-async fn a_snapshot_is_made_listed_started_from_and_removed() {
-    let world = World::new().await;
+async fn a_snapshot_is_made_listed_started_from_and_removed(via: Via) {
+    let world = World::new(via).await;
     let view = world.create().await;
     let remote = &world.remote;
     assert_eq!(remote.snapshots().await.unwrap(), []);
@@ -42,9 +50,8 @@ async fn a_snapshot_is_made_listed_started_from_and_removed() {
     assert_eq!(remote.remove_snapshot("first").await.unwrap_err().code, Code::NotFound);
 }
 
-#[tokio::test]
-async fn each_fork_is_told_of_by_itself() {
-    let world = World::of(Fake::with_room(4)).await;
+async fn each_fork_is_told_of_by_itself(via: Via) {
+    let world = World::of(via, Fake::with_room(4)).await;
     let parent = world.create().await;
     let metadata = BTreeMap::from([("try".to_owned(), "1".to_owned())]);
     let attributes = BTreeMap::from([("tenant".to_owned(), "2".to_owned())]);
@@ -70,9 +77,8 @@ async fn each_fork_is_told_of_by_itself() {
     assert_eq!(refused.into_iter().map(Result::unwrap_err).collect::<Vec<_>>(), [no_room.clone(), no_room]);
 }
 
-#[tokio::test]
-async fn forks_that_were_begun_are_made_without_their_client() {
-    let world = World::of(Fake::gated()).await;
+async fn forks_that_were_begun_are_made_without_their_client(via: Via) {
+    let world = World::of(via, Fake::gated()).await;
     let gate = world.fake.gate.as_ref().unwrap();
     gate.notify_one();
     let id = world.create().await.id;
@@ -90,9 +96,8 @@ async fn forks_that_were_begun_are_made_without_their_client() {
     .await;
 }
 
-#[tokio::test]
-async fn a_sandbox_goes_back_to_its_own_snapshots_alone() {
-    let world = World::new().await;
+async fn a_sandbox_goes_back_to_its_own_snapshots_alone(via: Via) {
+    let world = World::new(via).await;
     let (one, two) = (world.create().await, world.create().await);
     let remote = &world.remote;
     remote.snapshot(&one.id, named("start")).await.unwrap();
@@ -103,9 +108,8 @@ async fn a_sandbox_goes_back_to_its_own_snapshots_alone() {
     assert_eq!(remote.rollback(&one.id, "end", options()).await.unwrap_err().code, Code::NotFound);
 }
 
-#[tokio::test]
-async fn refusals_keep_their_code_and_their_text() {
-    let world = World::new().await;
+async fn refusals_keep_their_code_and_their_text(via: Via) {
+    let world = World::new(via).await;
     let id = world.create().await.id;
     let remote = &world.remote;
     remote.snapshot(&id, named("taken")).await.unwrap();
@@ -124,9 +128,8 @@ async fn refusals_keep_their_code_and_their_text() {
     assert_eq!(world.fake.count(), 1);
 }
 
-#[tokio::test]
-async fn what_is_beyond_the_limits_never_reaches_the_agent() {
-    let world = World::new().await;
+async fn what_is_beyond_the_limits_never_reaches_the_agent(via: Via) {
+    let world = World::new(via).await;
     let id = world.create().await.id;
     let remote = &world.remote;
     for request in [

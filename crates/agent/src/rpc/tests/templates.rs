@@ -6,6 +6,14 @@ use wrenn_engine::limits::WARM_IMAGES_MAX;
 use super::*;
 use crate::host_agent::{Progress, SnapshotRequest, Start, TemplateView};
 
+over_each_transport! {
+    a_template_is_made_listed_warmed_and_removed,
+    a_build_tells_how_it_goes_on_and_what_it_made,
+    a_template_has_all_the_warm_images_that_are_kept,
+    refusals_keep_their_code_and_their_text,
+    what_is_beyond_the_limits_never_reaches_the_agent,
+}
+
 /// A template `own`, from a snapshot of a sandbox.
 async fn own(world: &World) -> TemplateView {
     let id = world.create().await.id;
@@ -24,9 +32,8 @@ fn create(fresh: Fresh) -> CreateRequest {
     CreateRequest { source: Source::Template(fresh), ..request() }
 }
 
-#[tokio::test]
-async fn a_template_is_made_listed_warmed_and_removed() {
-    let world = World::new().await;
+async fn a_template_is_made_listed_warmed_and_removed(via: Via) {
+    let world = World::new(via).await;
     let remote = &world.remote;
     assert_eq!(remote.templates().await.unwrap(), []);
     let made = own(&world).await;
@@ -48,9 +55,8 @@ async fn a_template_is_made_listed_warmed_and_removed() {
     assert_eq!(remote.warm(of_own(1), SOON).await.unwrap_err().message, "there is no template `own`");
 }
 
-#[tokio::test]
-async fn a_build_tells_how_it_goes_on_and_what_it_made() {
-    let world = World::of(Fake::gated()).await;
+async fn a_build_tells_how_it_goes_on_and_what_it_made(via: Via) {
+    let world = World::of(via, Fake::gated()).await;
     let (lines, mut heard) = mpsc::unbounded_channel();
     let progress: Progress = Arc::new(move |line| lines.send(line.to_owned()).unwrap());
     let remote = world.remote.clone();
@@ -63,9 +69,8 @@ async fn a_build_tells_how_it_goes_on_and_what_it_made() {
     assert_eq!(world.remote.templates().await.unwrap(), [fake::built_view(Recipe::Minimal)]);
 }
 
-#[tokio::test]
-async fn a_template_has_all_the_warm_images_that_are_kept() {
-    let world = World::new().await;
+async fn a_template_has_all_the_warm_images_that_are_kept(via: Via) {
+    let world = World::new(via).await;
     own(&world).await;
     for vcpus in 3..2 + u32::try_from(WARM_IMAGES_MAX).unwrap() {
         world.fake.warm(of_own(vcpus), SOON).await.unwrap();
@@ -74,9 +79,8 @@ async fn a_template_has_all_the_warm_images_that_are_kept() {
     assert_eq!((warm.len(), warm.last().unwrap().vcpus), (WARM_IMAGES_MAX, 17));
 }
 
-#[tokio::test]
-async fn refusals_keep_their_code_and_their_text() {
-    let world = World::new().await;
+async fn refusals_keep_their_code_and_their_text(via: Via) {
+    let world = World::new(via).await;
     let remote = &world.remote;
     own(&world).await;
     assert_eq!(remote.template_from_snapshot("none", "a").await.unwrap_err().message, "there is no snapshot `none`");
@@ -95,9 +99,8 @@ async fn refusals_keep_their_code_and_their_text() {
     assert_eq!(remote.templates().await.unwrap()[0].warm.len(), 1, "nothing was changed");
 }
 
-#[tokio::test]
-async fn what_is_beyond_the_limits_never_reaches_the_agent() {
-    let world = World::new().await;
+async fn what_is_beyond_the_limits_never_reaches_the_agent(via: Via) {
+    let world = World::new(via).await;
     let remote = &world.remote;
     own(&world).await;
     for (fresh, limit) in [

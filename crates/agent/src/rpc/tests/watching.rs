@@ -5,6 +5,14 @@ use futures::StreamExt as _;
 use super::*;
 use crate::host_agent::{Change, Changes, Departure, Ended};
 
+over_each_transport! {
+    what_is_there_and_what_happens_is_told_in_order,
+    a_bound_sandbox_goes_by_that_name,
+    errors_keep_their_code_and_their_text,
+    a_watch_ends_with_the_agent_and_begins_anew_with_the_next,
+    who_does_not_read_keeps_nobody_from_being_answered_and_is_told_that_it_was_too_slow,
+}
+
 /// What is told next.
 async fn next(changes: &mut Changes) -> Change {
     soon(changes.next()).await.unwrap().unwrap()
@@ -21,9 +29,8 @@ fn gone(id: SandboxId, why: Ended) -> Change {
     Change::Gone(Departure { id, why, at_unix_ms: 1_700_000_000_000 })
 }
 
-#[tokio::test]
-async fn what_is_there_and_what_happens_is_told_in_order() {
-    let world = World::new().await;
+async fn what_is_there_and_what_happens_is_told_in_order(via: Via) {
+    let world = World::new(via).await;
     let (one, two) = (world.create().await, world.create().await);
     let remote = &world.remote;
     let mut changes = remote.watch().await.unwrap();
@@ -41,9 +48,8 @@ async fn what_is_there_and_what_happens_is_told_in_order() {
     assert_eq!(next(&mut changes).await, gone(two.id, Ended::Requested));
 }
 
-#[tokio::test]
-async fn a_bound_sandbox_goes_by_that_name() {
-    let world = World::new().await;
+async fn a_bound_sandbox_goes_by_that_name(via: Via) {
+    let world = World::new(via).await;
     let mut changes = world.remote.watch().await.unwrap();
     assert_eq!(next(&mut changes).await, Change::Complete);
     let created = world.remote.create(wishing(Wishes { bound: true, ..wishes() })).await.unwrap();
@@ -52,9 +58,8 @@ async fn a_bound_sandbox_goes_by_that_name() {
     assert_eq!(next(&mut changes).await, gone(created.changed.view.id, Ended::Unbound));
 }
 
-#[tokio::test]
-async fn errors_keep_their_code_and_their_text() {
-    let world = World::new().await;
+async fn errors_keep_their_code_and_their_text(via: Via) {
+    let world = World::new(via).await;
     for code in Code::ALL {
         let error = AgentError { code, message: format!("cannot do it: \"{}\"\n ü", code.as_str()) };
         world.fake.failures.lock().unwrap().push_back(error.clone());
@@ -66,9 +71,8 @@ async fn errors_keep_their_code_and_their_text() {
     assert_eq!(end(changes).await, AgentError::ending());
 }
 
-#[tokio::test]
-async fn a_watch_ends_with_the_agent_and_begins_anew_with_the_next() {
-    let mut world = World::new().await;
+async fn a_watch_ends_with_the_agent_and_begins_anew_with_the_next(via: Via) {
+    let mut world = World::new(via).await;
     let view = world.create().await;
     let mut changes = world.remote.watch().await.unwrap();
     assert_eq!(next(&mut changes).await, Change::Is(view.clone()));
@@ -78,14 +82,13 @@ async fn a_watch_ends_with_the_agent_and_begins_anew_with_the_next() {
     soon(&mut world.serving).await.unwrap();
     assert_eq!(world.remote.watch().await.err().unwrap().code, Code::Unavailable);
 
-    let (_end, _serving) = World::serve(&world.dir, &world.fake).await;
+    let (_end, _serving) = world.serve_again().await;
     let mut changes = soon(world.remote.watch()).await.unwrap();
     assert_eq!(next(&mut changes).await, Change::Is(view));
 }
 
-#[tokio::test]
-async fn who_does_not_read_keeps_nobody_from_being_answered_and_is_told_that_it_was_too_slow() {
-    let world = World::new().await;
+async fn who_does_not_read_keeps_nobody_from_being_answered_and_is_told_that_it_was_too_slow(via: Via) {
+    let world = World::new(via).await;
     let id = world.create().await.id;
     let mut changes = world.remote.watch().await.unwrap();
     // More than the queue and all buffers on the way hold.

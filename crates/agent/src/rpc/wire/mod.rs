@@ -20,7 +20,7 @@ use wrenn_engine::vmm::Description;
 use wrenn_proto::hostagent as wire;
 
 use super::limits;
-use crate::host_agent::{AgentError, Code};
+use crate::host_agent::{AgentError, Code, with_causes};
 use crate::sandbox::Timing;
 use crate::snapshot::check_name;
 
@@ -227,6 +227,7 @@ impl From<AgentError> for ConnectError {
 
 /// The agent's own error, or what the lack of one means.
 pub(super) fn agent_error(error: ConnectError) -> AgentError {
+    let causes = std::error::Error::source(&error).map(with_causes);
     let message = error.message.unwrap_or_default();
     if let Some(code) = error.details.iter().find_map(failure) {
         return AgentError { code, message };
@@ -236,11 +237,13 @@ pub(super) fn agent_error(error: ConnectError) -> AgentError {
             code: Code::Failed,
             message: format!("the agent does not understand this wrenn ({message}); are they of the same version?"),
         },
-        _other_codes => AgentError {
-            code: Code::Unavailable,
-            message: format!("the agent is gone, or it ended meanwhile: {message}"),
-        },
+        _other_codes => gone(&causes.unwrap_or(message)),
     }
+}
+
+/// There is no answer, because of `causes`.
+pub(super) fn gone(causes: &str) -> AgentError {
+    AgentError { code: Code::Unavailable, message: format!("the agent is gone, or it ended meanwhile: {causes}") }
 }
 
 fn failure(detail: &ErrorDetail) -> Option<Code> {
