@@ -19,7 +19,7 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// A queue, and its other end for [`write`].
+    /// A queue, and its other end for [`write()`].
     pub fn new() -> (Self, mpsc::Receiver<NewAuditEntry>) {
         let (sender, receiver) = mpsc::channel(limits::AUDIT_QUEUE);
         (Self { entries: Mutex::new(Some(sender)) }, receiver)
@@ -38,7 +38,7 @@ impl Audit {
         }
     }
 
-    /// No more entries come: [`write`] ends when it has written those that are there.
+    /// No more entries come: [`write()`] ends when it has written those that are there.
     pub fn close(&self) {
         *self.entries.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }

@@ -50,7 +50,7 @@ pub struct Cli {
 /// A server that is asked instead of this host's agent.
 #[derive(Debug, Args)]
 pub struct ServerArgs {
-    /// Ask the server at this URL, such as https://wrenn.example.com, instead of the agent of this host.
+    /// Ask the server at this URL, such as `https://wrenn.example.com`, instead of the agent of this host.
     #[arg(long, env = "WRENN_URL", value_name = "URL", global = true)]
     pub url: Option<String>,
     /// The server's key. Everybody on this host can read a command line: better set the variable.

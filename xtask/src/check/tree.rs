@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 /// Folders that hold no text of the project.
-const SKIPPED: [&str; 2] = ["target", ".git"];
+const SKIPPED: [&str; 5] = ["target", ".git", "node_modules", "dist", "test-build"];
 /// A longer file is data.
 const TEXT_BYTES_MAX: u64 = 1024 * 1024;
 

@@ -141,7 +141,7 @@ fn sandboxes_go_on_when_the_whole_service_is_killed() {
         id
     });
     service.kill();
-    service.start(&[]);
+    service.start();
     run(async {
         let api = service.api().await;
         assert_eq!(api.get(&format!("/v1/sandboxes/{id}")).await.ok()["state"], "running");

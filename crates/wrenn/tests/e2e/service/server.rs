@@ -26,27 +26,22 @@ pub struct Service {
 impl Service {
     /// An empty instance that is served.
     pub fn begin() -> Self {
-        Self::of(World::new(), &[])
+        Self::of(World::new())
     }
 
-    /// An empty instance that is served with these arguments.
-    pub fn begin_with(args: &[&str]) -> Self {
-        Self::of(World::new(), args)
-    }
-
-    fn of(world: World, args: &[&str]) -> Self {
+    fn of(world: World) -> Self {
         let mut service = Self { world, child: None, listen: "127.0.0.1:0".to_owned(), key: String::new() };
-        service.start(args);
+        service.start();
         service.key = service.said(FIRST_KEY).expect("an empty database gets a first key");
         service
     }
 
     /// Starts it; answers when requests get in. It listens where it did the last time.
-    pub fn start(&mut self, args: &[&str]) {
+    pub fn start(&mut self) {
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         let already = self.words().matches(SERVING).count();
         let mut command = self.world.wrenn(&["-v", "serve", "--listen", &self.listen]);
-        let mut child = command.args(args).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let begun = Instant::now();
         while self.words().matches(SERVING).count() == already {
             let ended = child.try_wait().unwrap();
@@ -87,11 +82,6 @@ impl Service {
         let api = Api::open(&self.url(), Some(&self.key)).await;
         api.until_ready().await;
         api
-    }
-
-    /// The agent's process, which is the server's parent.
-    pub fn pid(&self) -> u32 {
-        self.child.as_ref().expect("it runs").id()
     }
 
     /// The server's own process.
