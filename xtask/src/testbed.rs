@@ -155,13 +155,12 @@ struct Which {
 }
 
 const PARTS: Which = Which { name: "testbed: parts", stack: None, tests: "test(/(^|::)testbed_/)" };
-const QEMU: Which =
-    Which { name: "testbed: qemu+kvm+dm", stack: Some("qemu+kvm+dm"), tests: "binary(e2e) - test(bare_)" };
-const FIRECRACKER: Which = Which {
-    name: "testbed: firecracker+kvm+dm",
-    stack: Some("firecracker+kvm+dm"),
-    tests: "binary(e2e) - test(bare_)",
-};
+/// End-to-end tests that need no browser, and are about the host: the service is the same on every one.
+const IN_HOST: &str = "binary(e2e) - test(/^service::/)";
+
+const QEMU: Which = Which { name: "testbed: qemu+kvm+dm", stack: Some("qemu+kvm+dm"), tests: IN_HOST };
+const FIRECRACKER: Which =
+    Which { name: "testbed: firecracker+kvm+dm", stack: Some("firecracker+kvm+dm"), tests: IN_HOST };
 
 fn without_firecracker() -> Tally {
     let why = "there is no Firecracker: put a release binary (1.14.4 or newer, not 1.15.0) into PATH, or name it in \
