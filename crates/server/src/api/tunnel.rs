@@ -6,10 +6,9 @@ use axum::extract::State;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::response::Response;
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
 use wrenn_agent::host_agent::Tunnel;
-use wrenn_client::types;
+use wrenn_client::types::{self, TunnelMessage};
 
 use super::socket::{self, Heard, In, Out, Socket};
 use super::stream::upgradable;
@@ -21,14 +20,6 @@ use crate::limits;
 
 /// What is read from the guest at once.
 const READ_BYTES: usize = 64 * 1024;
-
-/// What is said beside bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Word {
-    /// No more bytes come in this direction.
-    CloseWrite,
-}
 
 /// Opens a connection to a TCP port of a sandbox (WebSocket).
 ///
@@ -99,7 +90,7 @@ async fn to_client(out: &mut Out, mut reader: ReadHalf<Tunnel>) -> Result<(), Go
             }
         }
     }
-    out.text(&Word::CloseWrite).await.map_err(|_stalled| Gone)
+    out.text(&TunnelMessage::CloseWrite).await.map_err(|_stalled| Gone)
 }
 
 async fn to_guest(incoming: &mut In, mut writer: WriteHalf<Tunnel>) -> Result<(), Gone> {
@@ -110,7 +101,11 @@ async fn to_guest(incoming: &mut In, mut writer: WriteHalf<Tunnel>) -> Result<()
                     return Ok(());
                 }
             }
-            Heard::Text(text) if serde_json::from_str(&text).is_ok_and(|word: Word| word == Word::CloseWrite) => break,
+            Heard::Text(text)
+                if serde_json::from_str(&text).is_ok_and(|word: TunnelMessage| word == TunnelMessage::CloseWrite) =>
+            {
+                break;
+            }
             Heard::Quiet => {}
             Heard::Text(_) | Heard::Gone => return Err(Gone),
         }

@@ -55,9 +55,6 @@ pub struct WorkerArgs {
     /// The process that it belongs to.
     #[arg(long)]
     pub parent: u32,
-    /// Its user.
-    #[arg(long)]
-    pub uid: u32,
     /// Where clients see it.
     #[arg(long)]
     pub listen: SocketAddr,

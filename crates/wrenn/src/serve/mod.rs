@@ -65,7 +65,7 @@ async fn serve(dir: &Path, programs: &Programs, args: ServeArgs) -> Result<()> {
     let manager = Arc::new(agent.manager.clone());
     // A sender that is gone is an end as well.
     let serving = tokio::spawn(rpc::serve_for_user(manager, socket, async { drop(ended.await) }, room.uid));
-    let server = Server { dir, uid: room.uid, args: &args.server, listener, listen };
+    let server = Server { dir, args: &args.server, listener, listen };
     let outcome = server.keep(&mut signals).await;
     drop(end);
     let finished = agent.finish().await;
@@ -76,7 +76,6 @@ async fn serve(dir: &Path, programs: &Programs, args: ServeArgs) -> Result<()> {
 /// The server's process, as it is started.
 struct Server<'a> {
     dir: &'a Path,
-    uid: u32,
     args: &'a ServiceArgs,
     listener: TcpListener,
     listen: std::net::SocketAddr,
@@ -108,22 +107,27 @@ impl Server<'_> {
     }
 
     fn start(&self) -> Result<Child> {
-        let error = std::io::stderr();
-        let mut spawn = Spawn::new("/proc/self/exe").arg0("wrenn").arg("--dir").arg(self.dir);
         let verbose = match tracing::level_filters::LevelFilter::current() {
             level if level >= tracing::Level::DEBUG => Some("-vv"),
             level if level >= tracing::Level::INFO => Some("-v"),
             _quiet => None,
         };
-        spawn = spawn.args(verbose).args(["server", "--parent"]).arg(std::process::id().to_string());
-        spawn = spawn.arg("--uid").arg(self.uid.to_string()).arg("--listen").arg(self.listen.to_string());
-        spawn = spawn.arg("--rate").arg(self.args.rate.to_string()).arg("--domain").arg(self.args.domain.join(","));
-        if let Some(database) = &self.args.database {
-            // Not as an argument: everybody on the host may read those.
-            spawn = spawn.env("WRENN_DATABASE", database);
-        }
-        let fds = spawn.fd(error.as_fd(), 2).fd(self.listener.as_fd(), LISTENER_FD);
-        fds.umask(0o077).start().context("cannot start the server")
+        let error = std::io::stderr();
+        let spawn = worker_process(self.dir, verbose, self.args.database.as_deref());
+        let spawn = spawn.arg("--listen").arg(self.listen.to_string());
+        let spawn = spawn.arg("--rate").arg(self.args.rate.to_string()).arg("--domain").arg(self.args.domain.join(","));
+        spawn.fd(error.as_fd(), 2).fd(self.listener.as_fd(), LISTENER_FD).start().context("cannot start the server")
+    }
+}
+
+/// A process of the server's user, which ends with this one; what it does is still to be said.
+fn worker_process<'fd>(dir: &Path, verbose: Option<&str>, database: Option<&str>) -> Spawn<'fd> {
+    let spawn = Spawn::new("/proc/self/exe").arg0("wrenn").arg("--dir").arg(dir).args(verbose);
+    let spawn = spawn.args(["server", "--parent"]).arg(std::process::id().to_string()).umask(0o077);
+    match database {
+        // Not as an argument: everybody on the host may read those.
+        Some(database) => spawn.env("WRENN_DATABASE", database),
+        None => spawn,
     }
 }
 

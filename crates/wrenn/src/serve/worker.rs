@@ -17,10 +17,10 @@ use wrenn_server::config::Config;
 use wrenn_server::db::Database;
 use wrenn_server::{app, http, new_key, route};
 use wrenn_sys::fds::Inherited;
-use wrenn_sys::spawn::{ExitStatus, Spawn};
+use wrenn_sys::spawn::ExitStatus;
 
-use super::LISTENER_FD;
 use super::room::{self, Room};
+use super::{LISTENER_FD, worker_process};
 use crate::agent_cmd::raise_descriptor_limit;
 use crate::cli::WorkerArgs;
 use crate::execution::Signals;
@@ -51,14 +51,10 @@ fn workers() -> usize {
 async fn serve(args: WorkerArgs, listener: OwnedFd) -> Result<()> {
     let mut signals = Signals::new()?;
     let listener = listening(listener)?;
-    let db = Database::open(&room::database(args.server.database.as_deref())?).await?;
+    let database = room::database(args.server.database.as_deref())?;
+    let db = Database::open(&database).await?;
     first_key(&db).await?;
-    let config = Config {
-        database: room::database(args.server.database.as_deref())?,
-        listen: args.listen,
-        domains: args.server.domain,
-        rate: args.server.rate,
-    };
+    let config = Config { database, listen: args.listen, domains: args.server.domain, rate: args.server.rate };
     let agent = Arc::new(Remote::at(&room::agent_socket()));
     let running = app::start(agent, db, config);
     let router = route::router(&running.app);
@@ -119,12 +115,8 @@ pub fn backup(dir: &Path, to: &Path, url: Option<&str>) -> Result<ExitCode> {
     let room = Room::ensure(dir, instance.tag())?;
     let name = format!("backup-{}.db", std::process::id());
     let error = std::io::stderr();
-    let mut spawn = Spawn::new("/proc/self/exe").arg0("wrenn").arg("--dir").arg(dir).args(["server", "--parent"]);
-    spawn = spawn.arg(std::process::id().to_string()).arg("--uid").arg(room.uid.to_string());
-    spawn = spawn.args(["--listen", "127.0.0.1:0", "--backup", &name]).fd(error.as_fd(), 2).umask(0o077);
-    if let Some(url) = url {
-        spawn = spawn.env("WRENN_DATABASE", url);
-    }
+    let spawn = worker_process(dir, None, url).args(["--listen", "127.0.0.1:0", "--backup", &name]);
+    let spawn = spawn.fd(error.as_fd(), 2);
     let status = spawn.start().context("cannot start the server's process")?.wait()?;
     if status != ExitStatus::Exited(0) {
         bail!("no backup was written; see above");
