@@ -23,7 +23,7 @@ const GUEST_BYTES_MAX: u64 = 5 * 1024 * 1024;
 pub enum Profile {
     /// For people.
     Release,
-    /// For tests: the same build that the test runner makes.
+    /// For tests: every program and test of the workspace, in the same build that the test runner makes.
     Dev,
 }
 
@@ -79,15 +79,25 @@ pub fn static_program(package: &str, program: &str) -> Result<PathBuf> {
 
 fn host_binary(profile: Profile) -> Result<PathBuf> {
     let step = Step::start_loud("building wrenn");
-    let (name, folder) = match profile {
-        Profile::Release => ("release", "release"),
-        Profile::Dev => ("dev", "debug"),
+    let path = match profile {
+        Profile::Release => {
+            cargo::job(["build", "--locked", "--package", "wrenn", "--release"]).show()?;
+            cargo::target_dir().join("release/wrenn")
+        }
+        Profile::Dev => {
+            // A package alone has other features than in the workspace: everything would be compiled once for each.
+            cargo::job(["build", "--locked", "--workspace", "--bins", "--tests"]).show()?;
+            dev_program("wrenn")
+        }
     };
-    cargo::job(["build", "--locked", "--package", "wrenn", "--profile", name]).show()?;
-    let path = cargo::target_dir().join(folder).join("wrenn");
     let bytes = fs::metadata(&path).with_context(|| format!("cannot find {}", path.display()))?.len();
     step.done(&format!("wrenn: {:.1} MB", bytes as f64 / 1e6));
     Ok(path)
+}
+
+/// Where the build for tests puts a program.
+pub fn dev_program(name: &str) -> PathBuf {
+    cargo::target_dir().join("debug").join(name)
 }
 
 /// Whether a 64-bit little-endian ELF file has a PT_INTERP header, that is: needs a dynamic loader.

@@ -9,6 +9,7 @@
 //! | `qemu+kvm+dm` | the end-to-end tests, with these drivers |
 //! | `firecracker+kvm+dm` | the same, where a Firecracker is there; else one loud line says that it did not run |
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::build::{self, Profile};
 use crate::process::{Job, find_program};
@@ -131,13 +132,10 @@ pub fn rungs(selection: &Selection) -> Result<Vec<Tally>> {
     let run = |rung: Which, listener| run_rung(&testbed, &tests, rung, selection, listener);
     let (qemu, others) = std::thread::scope(|scope| {
         let qemu = scope.spawn(|| run(QEMU, Rung::in_one_piece()));
-        let others = run(PARTS, Rung::default()).and_then(|parts| {
-            let firecracker = match firecracker() {
-                Some(_) => run(FIRECRACKER, Rung::default())?,
-                None => without_firecracker(),
-            };
-            Ok((parts, firecracker))
-        });
+        let others = match firecracker() {
+            Some(_) => run(PARTS, Rung::default()).and_then(|parts| Ok((parts, run(FIRECRACKER, Rung::default())?))),
+            None => run(PARTS_WITHOUT_FIRECRACKER, Rung::default()).map(|parts| (parts, without_firecracker())),
+        };
         (qemu.join().expect("a rung does not panic"), others)
     });
     let (parts, firecracker) = others?;
@@ -155,6 +153,8 @@ struct Which {
 }
 
 const PARTS: Which = Which { name: "testbed: parts", stack: None, tests: "test(/(^|::)testbed_/)" };
+/// The same where there is no Firecracker: what is about it says so in its name.
+const PARTS_WITHOUT_FIRECRACKER: Which = Which { tests: "test(/(^|::)testbed_/) - test(/firecracker/)", ..PARTS };
 /// End-to-end tests that need no browser, and are about the host: the service is the same on every one.
 const IN_HOST: &str = "binary(e2e) - test(/^service::/)";
 
@@ -226,11 +226,11 @@ struct Testbed {
 }
 
 impl Testbed {
+    /// After the build for tests.
     fn build() -> Result<Self> {
         let runner = build::static_program("wrenn-testbed-runner", "wrenn-testbed-runner")?;
-        cargo::job(["build", "--locked", "--package", "wrenn-testbed"]).show()?;
         let args = ["--cache", &shown(&cargo::target_dir().join("testbed")), "--runner", &shown(&runner)];
-        Ok(Self { program: cargo::target_dir().join("debug/wrenn-testbed"), args: args.map(str::to_owned).to_vec() })
+        Ok(Self { program: build::dev_program("wrenn-testbed"), args: args.map(str::to_owned).to_vec() })
     }
 
     fn put(&mut self, source: &Path, target: impl AsRef<Path>) {
@@ -264,17 +264,30 @@ struct Tests {
     programs: Vec<PathBuf>,
 }
 
-/// The parts of nextest's list that name files.
-#[derive(Deserialize)]
+/// nextest's list, of which we know what names files.
+#[derive(Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct List {
-    rust_binaries: std::collections::BTreeMap<String, Binary>,
+    rust_binaries: BTreeMap<String, Binary>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, serde_json::Value>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Binary {
     binary_path: PathBuf,
+    #[serde(flatten)]
+    rest: BTreeMap<String, serde_json::Value>,
+}
+
+/// What of a list is of these packages, as a list, and the programs in it.
+fn programs_of(listed: &str, packages: &[&str]) -> Result<(String, Vec<PathBuf>)> {
+    let mut list: List = serde_json::from_str(listed).context("nextest's list is not understood")?;
+    // The id of a program is its package, or begins with it: `wrenn-engine::vmm`.
+    list.rust_binaries.retain(|id, _| packages.iter().any(|package| id.split("::").next() == Some(*package)));
+    let programs = list.rust_binaries.values().map(|binary| binary.binary_path.clone()).collect();
+    Ok((serde_json::to_string(&list)?, programs))
 }
 
 /// Packages with tests for the emulated host.
@@ -284,15 +297,14 @@ impl Tests {
     fn build() -> Result<Self> {
         let folder = cargo::target_dir().join("testbed-list");
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let packages = PACKAGES.iter().flat_map(|package| ["--package", package]);
-        let list = ["nextest", "list", "--locked", "--list-type", "binaries-only", "--message-format", "json"];
-        let listed = cargo::job(list).args(packages).capture()?;
+        // Of the workspace, as everything is built: some packages alone would be built anew.
+        let list = ["nextest", "list", "--locked", "--workspace", "--list-type", "binaries-only"];
+        let listed = cargo::job(list).args(["--message-format", "json"]).capture()?;
+        let (listed, programs) = programs_of(&listed, &PACKAGES)?;
         // Of this platform alone: what others need was never downloaded.
         let metadata =
             ["metadata", "--locked", "--offline", "--format-version", "1", "--filter-platform", build::TARGET];
         let metadata = cargo::job(metadata).capture()?;
-        let parsed: List = serde_json::from_str(&listed).context("nextest's list is not understood")?;
-        let programs = parsed.rust_binaries.into_values().map(|binary| binary.binary_path).collect();
         let tests = Self { binaries: folder.join("binaries.json"), metadata: folder.join("metadata.json"), programs };
         fs::write(&tests.binaries, listed)?;
         fs::write(&tests.metadata, metadata)?;

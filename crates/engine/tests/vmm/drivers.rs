@@ -68,7 +68,7 @@ async fn testbed_a_qemu_lives_on_a_block_device_with_kvm() {
 
 /// Firecracker dies by itself while the agent listens for an incident.
 #[tokio::test]
-async fn testbed_the_end_of_a_vmm_is_an_incident() {
+async fn testbed_the_end_of_a_firecracker_is_an_incident() {
     let world = World::new();
     let (process, boot) = world.launch(&firecracker(), &world.run_dir("a"));
     let mut machine = boot.boot().await.unwrap();
