@@ -44,7 +44,8 @@ pub struct Args {
     #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// Only these parts: boots, a run under load, a running sandbox, disks, pause and resume, warm starts and forks,
-    /// memory on demand, and, only when asked for, many resumes in a row, many boots at once and an agent with many sandboxes
+    /// memory on demand, a service, a long list, and, only when asked for, many resumes in a row, many boots at once, an agent
+    /// with many sandboxes and a service that finds many
     #[arg(long)]
     only: Vec<Part>,
     /// Measure in an emulated host, which has KVM, device-mapper and, where there is one, this host's Firecracker
@@ -68,9 +69,12 @@ enum Part {
     Life,
     Branch,
     OnDemand,
+    Serve,
+    List,
     Depth,
     Crowd,
     CrowdLife,
+    ServeCrowd,
 }
 
 /// The side of a number on which a value should be.
@@ -167,9 +171,12 @@ fn measuring(program: &Path, wrenn: &Path, data: &Path, args: &Args) -> Result<V
             Part::Life => "life",
             Part::Branch => "branch",
             Part::OnDemand => "on-demand",
+            Part::Serve => "serve",
+            Part::List => "list",
             Part::Depth => "depth",
             Part::Crowd => "crowd",
             Part::CrowdLife => "crowd-life",
+            Part::ServeCrowd => "serve-crowd",
         };
         words.extend(["--only", name].map(str::to_owned));
     }

@@ -85,8 +85,10 @@ fn host_binary(profile: Profile) -> Result<PathBuf> {
             cargo::target_dir().join("release/wrenn")
         }
         Profile::Dev => {
-            // A package alone has other features than in the workspace: everything would be compiled once for each.
-            cargo::job(["build", "--locked", "--workspace", "--bins", "--tests"]).show()?;
+            // A package alone has other features than in the workspace: everything would be compiled once for each. Not all
+            // programs: xtask, which runs, would be put in its own place.
+            let programs = ["--bin", "wrenn", "--bin", "wrenn-testbed"];
+            cargo::job(["build", "--locked", "--workspace", "--tests"]).args(programs).show()?;
             dev_program("wrenn")
         }
     };

@@ -1,7 +1,7 @@
 //! Automation of the Wrenn project, in Rust: `cargo xtask COMMAND`.
 //!
 //! [`setup`] makes the machine ready, [`build`] makes the one binary, [`demo`] shows it; [`check`] holds the code to
-//! its rules, [`mod@test`] runs everything that must pass, [`testbed`] what needs another host, [`mod@bench`] measures. [`process`] alone starts programs.
+//! its rules, [`mod@test`] runs everything that must pass, [`testbed`] what needs another host, [`fuzz`] what nobody thought of, [`mod@bench`] measures. [`process`] alone starts programs.
 
 use std::process::ExitCode;
 
@@ -13,6 +13,7 @@ mod build;
 mod cargo;
 mod check;
 mod demo;
+mod fuzz;
 mod process;
 mod setup;
 mod test;
@@ -49,6 +50,8 @@ enum Command {
     /// Run something in an emulated host that has KVM, device-mapper and cgroups
     #[command(subcommand)]
     Testbed(testbed::Command),
+    /// Feed decoders and the whole API what nobody thought of
+    Fuzz(fuzz::Args),
     /// Measure, as a table and as JSON
     Bench(bench::Args),
     /// Run a test program where nothing can reach a real network, and sweep for leaks (used by `test`)
@@ -83,6 +86,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test(args) => return test::run(&args),
         Command::Soak(args) => return test::soak(&args),
         Command::Testbed(command) => return testbed::run(&command),
+        Command::Fuzz(args) => fuzz::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Isolated { command } => return test::isolated(&command),
     }

@@ -134,6 +134,26 @@ impl Job {
         self.drain(|_| {}, None, |_, line| on_line(line))
     }
 
+    /// Starts it, to run beside xtask until it is [ended](Beside::end); hands over each line of stdout and stderr as it comes.
+    pub fn start(self, mut on_line: impl FnMut(&str) + Send + 'static) -> Result<Beside> {
+        let (merged, writer) = io::pipe().context("cannot make a pipe")?;
+        let copy = writer.try_clone().context("cannot copy a pipe")?;
+        let child = self.spawn(|command| {
+            command.stdout(copy).stderr(writer);
+        })?;
+        let (sender, events) = mpsc::sync_channel(256);
+        read_lines(merged, Source::Stderr, sender);
+        std::thread::spawn(move || {
+            for event in events {
+                match event {
+                    Event::Line(_, line) => on_line(&line),
+                    Event::Ended => {}
+                }
+            }
+        });
+        Ok(Beside { job: self, child })
+    }
+
     /// Whether the program is there and ends with success.
     pub fn succeeds(&self) -> bool {
         self.lines(|_| {}).is_ok_and(|status| status.success())
@@ -233,6 +253,24 @@ impl Job {
         }
         child.wait().with_context(|| format!("cannot wait for `{}`", self.program))?;
         Ok(())
+    }
+}
+
+/// A program that runs beside xtask. Dropping it leaves it running.
+#[derive(Debug)]
+pub struct Beside {
+    job: Job,
+    child: Child,
+}
+
+impl Beside {
+    /// Ends it, politely first; it is an error if it had ended already.
+    pub fn end(mut self) -> Result<()> {
+        let status = self.child.try_wait().with_context(|| format!("cannot look at `{}`", self.job.program))?;
+        if let Some(status) = status {
+            bail!("`{}` had ended by itself ({status})", self.job.line());
+        }
+        self.job.end(&mut self.child)
     }
 }
 
@@ -392,6 +430,19 @@ mod tests {
         let error = Job::new("no-such-program-of-wrenn").show().unwrap_err().to_string();
         assert!(error.contains("no-such-program-of-wrenn"), "{error}");
         assert!(!Job::new("no-such-program-of-wrenn").succeeds());
+    }
+
+    #[test]
+    fn what_runs_beside_is_heard_and_ended() {
+        let (sender, said) = mpsc::channel();
+        let beside =
+            shell("echo here; exec sleep 60").start(move |line| sender.send(line.to_owned()).unwrap()).unwrap();
+        assert_eq!(said.recv_timeout(Duration::from_secs(20)).unwrap(), "here");
+        beside.end().unwrap();
+        assert!(said.recv_timeout(Duration::from_secs(20)).is_err());
+        let short = shell("exit 3").start(|_| {}).unwrap();
+        assert!(ends_before(&short.child, Instant::now() + Duration::from_secs(20)).unwrap());
+        assert!(short.end().unwrap_err().to_string().contains("had ended by itself"));
     }
 
     #[test]

@@ -27,13 +27,48 @@ use crate::setting::Setting;
 /// The label of what is measured.
 const LABEL: (&str, &str) = ("made-by", "wrenn-bench");
 /// How long an agent may take to answer, and how often it is asked: it looks after what it finds first.
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
-const ASK_EVERY: Duration = Duration::from_millis(2);
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+pub const ASK_EVERY: Duration = Duration::from_millis(2);
 
 /// An agent that answers. It is to be [ended](Agent::end); dropping it kills it and leaves its sandboxes.
 pub struct Agent {
     running: Running,
     remote: Remote,
+}
+
+/// An agent's process, which may not answer yet; dropping it kills it.
+pub struct Started {
+    running: Running,
+    log: File,
+}
+
+impl Started {
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> Result<bool> {
+        self.running.has_ended()
+    }
+
+    /// How long ago it was started.
+    pub fn since(&self) -> Duration {
+        self.running.started().elapsed()
+    }
+
+    /// All that it has said.
+    pub fn words(&mut self) -> String {
+        let mut text = String::new();
+        match self.log.rewind().and_then(|()| self.log.read_to_string(&mut text)) {
+            Ok(_) => format!("the agent said: {}", text.trim_start()),
+            Err(error) => format!("what the agent said cannot be read: {error}"),
+        }
+    }
+
+    /// Waits until it answers.
+    pub async fn answered(mut self, setting: &Setting) -> Result<Agent> {
+        match answering(setting, &self.running).await {
+            Ok(remote) => Ok(Agent { running: self.running, remote }),
+            Err(error) => Err(error.context(self.words())),
+        }
+    }
 }
 
 impl Agent {
@@ -44,10 +79,14 @@ impl Agent {
 
     /// The same with these arguments.
     pub async fn start_with(setting: &Setting, args: &[&str]) -> Result<Self> {
-        let mut log = tempfile::tempfile()?;
+        Self::spawn(setting, &[&["agent"], args].concat())?.answered(setting).await
+    }
+
+    /// Starts the program with these arguments, which make it an agent.
+    pub fn spawn(setting: &Setting, args: &[&str]) -> Result<Started> {
+        let log = tempfile::tempfile()?;
         let vmm = setting.host.vmm.describe();
         let spawn = Spawn::new(&setting.wrenn)
-            .arg("agent")
             .args(args.iter().copied())
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("WRENN_DIR", &setting.data)
@@ -56,10 +95,12 @@ impl Agent {
             .env("WRENN_STORAGE", setting.host.storage.backend().to_string())
             .env(program_variable(vmm.driver), &setting.vmm_program);
         let running = Running::start(spawn.fd(log.as_fd(), 2))?;
-        match answering(setting, &running).await {
-            Ok(remote) => Ok(Self { running, remote }),
-            Err(error) => Err(error.context(words(&mut log))),
-        }
+        Ok(Started { running, log })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
     }
 
     /// The way to it.
@@ -152,6 +193,11 @@ impl Agent {
 
     async fn finish(self) -> Result<()> {
         self.clear().await?;
+        self.leave()
+    }
+
+    /// Ends it in order; its sandboxes go on.
+    pub fn leave(self) -> Result<()> {
         ensure!(self.running.signal(Signal::TERM)?, "it had ended already");
         let ended = self.running.wait()?;
         ensure!(ended.status == ExitStatus::Exited(0), "it ended with {:?}", ended.status);
@@ -184,14 +230,6 @@ async fn answering(setting: &Setting, running: &Running) -> Result<Remote> {
         }
         ensure!(Instant::now() < deadline, "the agent does not answer within {ANSWER_LIMIT:?}");
         sleep(ASK_EVERY).await;
-    }
-}
-
-fn words(log: &mut File) -> String {
-    let mut text = String::new();
-    match log.rewind().and_then(|()| log.read_to_string(&mut text)) {
-        Ok(_) => format!("the agent said: {}", text.trim()),
-        Err(error) => format!("what the agent said cannot be read: {error}"),
     }
 }
 

@@ -12,9 +12,12 @@
 //!         ─► life: an agent's memory, a sandbox paused and resumed, each beside its bare parts
 //!         ─► branch: warm creates, one that waited, forks, each beside a plain VMM that goes on from the same state
 //!         ─► on-demand: memory that a Firecracker's shim serves, beside memory that is mapped
+//!         ─► serve: a service over REST and by its proxy, each beside the same without it
+//!         ─► list: 1,000 sandboxes of a fake agent, listed over REST
 //!         ─► depth: the 50th resume of a sandbox beside its first                                           only when asked for
 //!         ─► crowd: 32 `wrenn run -- true` at once                                                          likewise
 //!         ─► crowd-life: an agent with 20 sandboxes, its memory, and the next agent that takes them over       likewise
+//!         ─► serve-crowd: a service that finds 100 sandboxes at rest                                           likewise
 //! ```
 //!
 //! Standard output is one [`Record`] per line. A part that fails is said and the next one is taken; the exit code tells.
@@ -32,13 +35,18 @@ mod crowd;
 mod crowd_life;
 mod depth;
 mod disk;
+mod http;
 mod life;
+mod list;
 mod load;
 mod on_demand;
 mod plain;
 mod program;
 #[path = "../../src/bench/record.rs"]
 mod record;
+mod serve;
+mod serve_crowd;
+mod service;
 mod setting;
 mod warm;
 
@@ -63,7 +71,8 @@ pub struct Args {
     /// The Firecracker to measure, where it is the host's best VMM
     #[arg(long)]
     firecracker: Option<PathBuf>,
-    /// Only these parts of each round: cold, load, warm, disk, life, branch, on-demand, depth, crowd, crowd-life
+    /// Only these parts of each round: cold, load, warm, disk, life, branch, on-demand, serve, list, depth, crowd,
+    /// crowd-life, serve-crowd
     #[arg(long)]
     only: Vec<String>,
     /// Cargo's own mark of a bench run
@@ -74,7 +83,7 @@ pub struct Args {
 /// Takes the values of one part of a round.
 type Take = fn(&Setting, &mut Round) -> Result<()>;
 
-const PARTS: [(&str, Take); 10] = [
+const PARTS: [(&str, Take); 13] = [
     ("cold", cold::take),
     ("load", load::take),
     ("warm", warm::take),
@@ -82,13 +91,16 @@ const PARTS: [(&str, Take); 10] = [
     ("life", life::take),
     ("branch", branch::take),
     ("on-demand", on_demand::take),
+    ("serve", serve::take),
+    ("list", list::take),
     ("depth", depth::take),
     ("crowd", crowd::take),
     ("crowd-life", crowd_life::take),
+    ("serve-crowd", serve_crowd::take),
 ];
 
 /// What takes minutes and is not part of a round by itself.
-const ON_DEMAND: [&str; 3] = ["depth", "crowd", "crowd-life"];
+const ON_DEMAND: [&str; 4] = ["depth", "crowd", "crowd-life", "serve-crowd"];
 
 /// Where the values of a round go.
 #[derive(Debug)]

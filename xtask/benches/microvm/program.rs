@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::time::TimeValLike as _;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
@@ -98,6 +99,32 @@ pub fn wrenn_run(setting: &Setting, flags: &[&str], command: &[&str]) -> Result<
         .fd(stdout_writer.as_fd(), 1)
         .fd(stderr.as_fd(), 2);
     Ok((Running::start(spawn)?, stdin, stdout))
+}
+
+/// What `wrenn` says to standard output; it must succeed.
+pub fn wrenn_output(setting: &Setting, args: &[&str]) -> Result<String> {
+    let (mut stdout, writer) = io::pipe()?;
+    let stderr = io::stderr();
+    let spawn = Spawn::new(&setting.wrenn).args(args.iter().copied()).env("WRENN_DIR", &setting.data);
+    let running = Running::start(spawn.fd(writer.as_fd(), 1).fd(stderr.as_fd(), 2))?;
+    drop(writer);
+    let mut said = String::new();
+    stdout.read_to_string(&mut said)?;
+    match running.wait()?.status {
+        ExitStatus::Exited(0) => Ok(said),
+        status => bail!("wrenn {args:?} ended with {status:?}"),
+    }
+}
+
+/// Keeps a process, all its threads, on one CPU.
+pub fn pin(pid: u32, cpu: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread: i32 = thread?.file_name().to_string_lossy().parse()?;
+        sched_setaffinity(Pid::from_raw(thread), &cpus).context("cannot keep a thread on one CPU")?;
+    }
+    Ok(())
 }
 
 /// Reads exactly `bytes` bytes and throws them away.

@@ -16,7 +16,7 @@ use wrenn_agent::envd_client::{Command, Exec, ExecEnd, ExecEvent};
 use wrenn_agent::instance::RUN_DIR;
 use wrenn_agent::manifest::Manifest;
 use wrenn_agent::sandbox::{self, Owner, Sandbox};
-use wrenn_engine::names::SlotName;
+use wrenn_engine::names::{SandboxId, SlotName};
 use wrenn_engine::vmm::Accel;
 use wrenn_sys::netns::NetNs;
 
@@ -59,17 +59,16 @@ pub fn take(setting: &Setting, round: &mut Round) -> Result<()> {
 }
 
 async fn in_sandbox(setting: &Setting, sandbox: &Sandbox, round: &mut Round) -> Result<()> {
-    let netns = netns(setting, sandbox)?;
+    let netns = netns(setting, sandbox.id())?;
     idle(setting, sandbox, round).await?;
     exec(sandbox, &netns, round).await?;
     output(sandbox, &netns, round).await
 }
 
 /// The namespace with the sandbox's TAP.
-fn netns(setting: &Setting, sandbox: &Sandbox) -> Result<NetNs> {
+pub fn netns(setting: &Setting, id: &SandboxId) -> Result<NetNs> {
     let instance = &setting.host.instance;
-    let manifest =
-        Manifest::read(&instance.places(sandbox.id()).manifest())?.context("a sandbox without a manifest")?;
+    let manifest = Manifest::read(&instance.places(id).manifest())?.context("a sandbox without a manifest")?;
     let slot = manifest.slot.context("a running sandbox without a slot")?;
     let name = SlotName { tag: instance.tag(), slot }.netns();
     Ok(NetNs::open(&Path::new(RUN_DIR).join("netns").join(name))?)
@@ -235,7 +234,7 @@ async fn run(sandbox: &Sandbox, script: &str) -> Result<String> {
 }
 
 /// Connects to a port of the guest as soon as something listens there.
-async fn connect(netns: &NetNs, port: u16) -> Result<TcpStream> {
+pub async fn connect(netns: &NetNs, port: u16) -> Result<TcpStream> {
     let netns = netns.try_clone()?;
     let address = SocketAddr::from((GUEST, port));
     blocking(move || {
@@ -261,7 +260,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     tokio::task::spawn_blocking(work).await?
 }
 
-fn median_ms(mut times: Vec<Duration>) -> f64 {
+/// The median, in milliseconds.
+pub fn median_ms(mut times: Vec<Duration>) -> f64 {
     times.sort();
     times[times.len() / 2].as_secs_f64() * 1e3
 }

@@ -16,6 +16,12 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("agent-rss-per-sandbox", Target::AtMost(1.0)),
     ("uffd-read", Target::AtMost(20.0)),
     ("adopt-20", Target::AtMost(2000.0)),
+    ("serve-rss", Target::AtMost(40.0)),
+    ("serve-start-100", Target::AtMost(300.0)),
+    ("rest-exec-overhead", Target::AtMost(1.0)),
+    ("rest-load-p99", Target::AtMost(20.0)),
+    ("list-1000", Target::AtMost(10.0)),
+    ("proxy-latency", Target::AtMost(0.5)),
 ];
 
 /// Two measurements of the same round, one divided by the other.
@@ -100,6 +106,12 @@ pub const RATIOS: &[Ratio] = &[
     // 32 at once, to the CPU time that they take on all cores.
     Ratio { name: "crowd-ratio", of: "crowd-wall", to: "crowd-least", target: Some(Target::AtMost(1.2)) },
     // Throughput: more is better.
+    Ratio {
+        name: "proxy-throughput-ratio",
+        of: "proxy-throughput",
+        to: "port-throughput",
+        target: Some(Target::AtLeast(0.7)),
+    },
     Ratio { name: "output-ratio", of: "exec-output", to: "bare-output", target: Some(Target::AtLeast(0.6)) },
 ];
 

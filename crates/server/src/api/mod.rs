@@ -12,7 +12,7 @@ mod host;
 mod keys;
 mod observe;
 mod operations;
-mod page;
+pub mod page;
 mod sandboxes;
 mod snapshots;
 mod socket;
