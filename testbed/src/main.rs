@@ -29,6 +29,8 @@ use supplies::{Supplies, Supply};
 
 /// Exit code of a job that did not come to its end.
 const EXIT_BROKEN: u8 = 125;
+/// Exit code when the emulated host stands still: whoever wants to may try again.
+const EXIT_STANDS_STILL: u8 = 124;
 
 /// Run one job in an emulated host with KVM, device-mapper and cgroups.
 #[derive(Debug, Parser)]
@@ -77,7 +79,7 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("testbed: {error:#}");
-            ExitCode::from(EXIT_BROKEN)
+            ExitCode::from(if error.is::<session::StandsStill>() { EXIT_STANDS_STILL } else { EXIT_BROKEN })
         }
     }
 }

@@ -8,14 +8,22 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use wrenn_testbed_runner::{End, FRAME_BYTES_MAX, Frame, Job};
+use wrenn_testbed_runner::{ALIVE_EVERY, End, FRAME_BYTES_MAX, Frame, Job};
 
 use crate::machine::Machine;
 use crate::supplies::Supply;
 use crate::terminal::Terminal;
 
+/// How long the emulated host may say nothing at all. One that is silent for longer stands still: translation does that to hosts
+/// of virtual machines now and then, and no test is to blame.
+const SILENCE_LIMIT: Duration = ALIVE_EVERY.saturating_mul(24);
 /// How long the emulated host may take until its first process speaks: 4 s are usual, a busy machine takes longer.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+/// The emulated host does not run any more, and has not ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the emulated host stands still: it has said nothing for {SILENCE_LIMIT:?}")]
+pub struct StandsStill;
 
 /// Sees the job through; answers its exit code. A job that does not come to its end is a failure, with the console's end.
 pub fn run(machine: Machine, job: &Job, bring: &[Supply], limit: Duration) -> Result<u8> {
@@ -74,12 +82,24 @@ fn pass_input(mut port: UnixStream, size: Option<(u16, u16)>) -> Result<()> {
 }
 
 fn follow(frames: &Receiver<io::Result<Frame>>, bring: &[Supply], limit: Duration) -> Result<End> {
+    follow_within(frames, bring, limit, SILENCE_LIMIT)
+}
+
+fn follow_within(
+    frames: &Receiver<io::Result<Frame>>,
+    bring: &[Supply],
+    limit: Duration,
+    silence_limit: Duration,
+) -> Result<End> {
     let mut until = Instant::now() + BOOT_LIMIT;
+    let mut silence = BOOT_LIMIT;
     let (mut out, mut err) = (io::stdout(), io::stderr());
     let mut file: Option<File> = None;
     loop {
-        let frame = match frames.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        let left = until.saturating_duration_since(Instant::now());
+        let frame = match frames.recv_timeout(left.min(silence)) {
             Ok(frame) => frame.context("the emulated host says something that is not understood")?,
+            Err(RecvTimeoutError::Timeout) if left > silence => return Err(StandsStill.into()),
             Err(RecvTimeoutError::Timeout) => bail!("the job hangs, or takes longer than it may; it was ended"),
             Err(RecvTimeoutError::Disconnected) => bail!("the emulated host ended before the job did"),
         };
@@ -87,7 +107,9 @@ fn follow(frames: &Receiver<io::Result<Frame>>, bring: &[Supply], limit: Duratio
             Frame::Ready(milliseconds) => {
                 eprintln!("testbed: the emulated host was ready after {milliseconds} ms");
                 until = Instant::now() + limit;
+                silence = silence_limit;
             }
+            Frame::Alive => {}
             Frame::Output(bytes) => write_all(&mut out, &bytes)?,
             Frame::Errors(bytes) => write_all(&mut err, &bytes)?,
             Frame::File(path) => file = Some(target(&path, bring)?),
@@ -148,6 +170,15 @@ mod tests {
         tell.send(Ok(Frame::Ready(1))).unwrap();
         let hung = follow(&told, &[], Duration::from_millis(20)).unwrap_err();
         assert!(hung.to_string().contains("hangs"), "{hung}");
+    }
+
+    #[test]
+    fn a_host_that_says_nothing_stands_still() {
+        let (tell, told) = channel();
+        tell.send(Ok(Frame::Ready(1))).unwrap();
+        tell.send(Ok(Frame::Alive)).unwrap();
+        let still = follow_within(&told, &[], Duration::from_secs(60), Duration::from_millis(20)).unwrap_err();
+        assert!(still.is::<StandsStill>(), "{still}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use rustix::time::{ClockId, clock_gettime};
 use wrenn_sys::spawn::{Child, Spawn, find_program};
-use wrenn_testbed_runner::{End, FRAME_BYTES_MAX, Frame, Job};
+use wrenn_testbed_runner::{ALIVE_EVERY, End, FRAME_BYTES_MAX, Frame, Job};
 
 /// How long output is still passed on after the job has ended, should something it left behind hold its pipes.
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
@@ -36,6 +36,7 @@ impl Port {
 pub fn run(job: &Job, port: &File) -> Result<()> {
     let said = Port(Arc::new(Mutex::new(port.try_clone()?)));
     said.say(&Frame::Ready(uptime_ms())).context("cannot say that the host is ready")?;
+    stay_alive(said.clone());
     let (child, streams) = start(job)?;
     let outputs = pass_on(&said, streams.outputs);
     take_in(port.try_clone()?, streams.input, streams.terminal);
@@ -45,6 +46,15 @@ pub fn run(job: &Job, port: &File) -> Result<()> {
         bring(&said, path).with_context(|| format!("cannot bring {} back", path.display()))?;
     }
     said.say(&Frame::Ended(end)).context("cannot say how the job ended")
+}
+
+/// Says again and again that this host runs, from a thread that ends with the machine.
+fn stay_alive(port: Port) {
+    std::thread::spawn(move || {
+        while port.say(&Frame::Alive).is_ok() {
+            std::thread::sleep(ALIVE_EVERY);
+        }
+    });
 }
 
 fn uptime_ms() -> u64 {
@@ -147,7 +157,8 @@ fn take_in(mut port: File, input: Option<OwnedFd>, terminal: Option<OwnedFd>) {
                 | Frame::FileData(_)
                 | Frame::FileEnd
                 | Frame::Ended(_)
-                | Frame::Failed(_) => println!("testbed: a frame that only we may send"),
+                | Frame::Failed(_)
+                | Frame::Alive => println!("testbed: a frame that only we may send"),
             }
         }
     });

@@ -5,6 +5,7 @@
 //!                  ◄────────── Ready ───────────────
 //!     Input* InputEnd Window ─►                          job.json on the supplies disk says what to run
 //!                  ◄──── Output* Errors* ───────────
+//!                  ◄────────── Alive* ──────────────     every few seconds, whatever the job does
 //!                  ◄── File FileData* FileEnd ──────     for each file the job was told to bring back
 //!                  ◄── Ended | Failed ──────────────     the last frame; then the host switches itself off
 //! ```
@@ -13,11 +14,15 @@
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 /// Longest payload of a frame, in bytes.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+
+/// How often the first process says that the emulated host still runs.
+pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
 /// The serial number of the disk that is the emulated host's root.
 pub const ROOT_DISK: &str = "testbed-root";
@@ -101,6 +106,8 @@ pub enum Frame {
     InputEnd,
     /// The terminal's size: rows, columns.
     Window(u16, u16),
+    /// The emulated host still runs.
+    Alive,
 }
 
 impl Frame {
@@ -117,6 +124,7 @@ impl Frame {
             Self::Input(_) => 9,
             Self::InputEnd => 10,
             Self::Window(..) => 11,
+            Self::Alive => 12,
         }
     }
 
@@ -125,7 +133,7 @@ impl Frame {
             Self::Ready(milliseconds) => milliseconds.to_le_bytes().to_vec(),
             Self::Output(bytes) | Self::Errors(bytes) | Self::FileData(bytes) | Self::Input(bytes) => bytes.clone(),
             Self::File(text) | Self::Failed(text) => text.as_bytes().to_vec(),
-            Self::FileEnd | Self::InputEnd => Vec::new(),
+            Self::FileEnd | Self::InputEnd | Self::Alive => Vec::new(),
             Self::Ended(end) => serde_json::to_vec(end).expect("an end is JSON"),
             Self::Window(rows, columns) => [rows.to_le_bytes(), columns.to_le_bytes()].concat(),
         }
@@ -149,6 +157,7 @@ impl Frame {
                 [a, b, c, d] => Self::Window(u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])),
                 _ => return Err(nonsense()),
             },
+            12 => Self::Alive,
             _ => return Err(nonsense()),
         })
     }
@@ -200,6 +209,7 @@ mod tests {
             bytes().prop_map(Frame::Input),
             Just(Frame::InputEnd),
             any::<(u16, u16)>().prop_map(|(rows, columns)| Frame::Window(rows, columns)),
+            Just(Frame::Alive),
         ]
     }
 
