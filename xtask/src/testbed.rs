@@ -6,7 +6,7 @@
 //! | rung | what runs |
 //! |---|---|
 //! | `parts` | tests named `testbed_*`: device-mapper, cgroups, jail, drivers |
-//! | `qemu+kvm+dm` | the end-to-end tests, with these drivers |
+//! | `qemu+kvm+dm` | the end-to-end tests, with these drivers; in two halves side by side where there is no Firecracker |
 //! | `firecracker+kvm+dm` | the same, where a Firecracker is there; else one loud line says that it did not run |
 
 use std::collections::BTreeMap;
@@ -131,17 +131,31 @@ pub fn rungs(selection: &Selection) -> Result<Vec<Tally>> {
     let testbed = Testbed::build()?;
     let tests = Tests::build()?;
     step.done("built");
-    let run = |rung: Which, listener: fn() -> Rung| run_rung(&testbed, &tests, rung, selection, listener);
-    let (qemu, others) = std::thread::scope(|scope| {
-        let qemu = scope.spawn(|| run(QEMU, Rung::in_one_piece));
-        let others = match firecracker() {
-            Some(_) => run(PARTS, Rung::default).and_then(|parts| Ok((parts, run(FIRECRACKER, Rung::default)?))),
-            None => run(PARTS_WITHOUT_FIRECRACKER, Rung::default).map(|parts| (parts, without_firecracker())),
-        };
-        (qemu.join().expect("a rung does not panic"), others)
+    let run = |lane: Vec<Which>, listener: fn() -> Rung| -> Result<Vec<Tally>> {
+        lane.into_iter().map(|rung| run_rung(&testbed, &tests, rung, selection, listener)).collect()
+    };
+    let [beside, along] = lanes(firecracker().is_some());
+    let (beside, along) = std::thread::scope(|scope| {
+        let beside = scope.spawn(|| run(beside, Rung::in_one_piece));
+        let along = run(along, Rung::default);
+        (beside.join().expect("a rung does not panic"), along)
     });
-    let (parts, firecracker) = others?;
-    Ok(vec![parts, qemu?, firecracker])
+    let mut tallies = [along?, beside?].concat();
+    if firecracker().is_none() {
+        tallies.push(without_firecracker());
+    }
+    Ok(tallies)
+}
+
+/// What runs one after the other, on either CPU, so that both take about as long.
+fn lanes(with_firecracker: bool) -> [Vec<Which>; 2] {
+    if with_firecracker {
+        return [vec![QEMU], vec![PARTS, FIRECRACKER]];
+    }
+    let half = |name, part| Which { name, part: Some(part), ..QEMU };
+    let first = half("testbed: qemu+kvm+dm, first half", "count:1/2");
+    let second = half("testbed: qemu+kvm+dm, second half", "count:2/2");
+    [vec![first], vec![PARTS_WITHOUT_FIRECRACKER, second]]
 }
 
 /// One boot, and what runs in it.
@@ -152,17 +166,19 @@ struct Which {
     stack: Option<&'static str>,
     /// nextest's filter.
     tests: &'static str,
+    /// nextest's part of those, if not all.
+    part: Option<&'static str>,
 }
 
-const PARTS: Which = Which { name: "testbed: parts", stack: None, tests: "test(/(^|::)testbed_/)" };
+const PARTS: Which = Which { name: "testbed: parts", stack: None, tests: "test(/(^|::)testbed_/)", part: None };
 /// The same where there is no Firecracker: what is about it says so in its name.
 const PARTS_WITHOUT_FIRECRACKER: Which = Which { tests: "test(/(^|::)testbed_/) - test(/firecracker/)", ..PARTS };
 /// End-to-end tests that need no browser, and are about the host: the service is the same on every one.
 const IN_HOST: &str = "binary(e2e) - test(/^service::/)";
 
-const QEMU: Which = Which { name: "testbed: qemu+kvm+dm", stack: Some("qemu+kvm+dm"), tests: IN_HOST };
+const QEMU: Which = Which { name: "testbed: qemu+kvm+dm", stack: Some("qemu+kvm+dm"), tests: IN_HOST, part: None };
 const FIRECRACKER: Which =
-    Which { name: "testbed: firecracker+kvm+dm", stack: Some("firecracker+kvm+dm"), tests: IN_HOST };
+    Which { name: "testbed: firecracker+kvm+dm", stack: Some("firecracker+kvm+dm"), tests: IN_HOST, part: None };
 
 fn without_firecracker() -> Tally {
     let why = "there is no Firecracker: put a release binary (1.14.4 or newer, not 1.15.0) into PATH, or name it in \
@@ -194,7 +210,8 @@ fn run_rung(
         None => which.tests.to_owned(),
         Some(filter) => format!("({}) & ({filter})", which.tests),
     };
-    let command = tests.command(&filter, selection.profile)?;
+    let mut command = tests.command(&filter, selection.profile)?;
+    command.extend(which.part.into_iter().flat_map(|part| ["--partition", part].map(str::to_owned)));
     let job = testbed.job(&command, selection.deadline);
     let listen = || {
         let mut rung = listener();
