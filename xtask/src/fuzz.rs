@@ -84,15 +84,18 @@ fn decoder(target: Target, seconds: u32) -> Result<()> {
     let step = Step::start_loud(format!("fuzz: {name}, {seconds} s"));
     let corpus = folder(&format!("fuzz/corpus/{name}"))?;
     let findings = folder(&format!("fuzz/findings/{name}"))?;
-    let limit = BUILD_DEADLINE + Duration::from_secs(seconds.into());
+    let build = folder("fuzz/build")?;
+    let (tool, limit) = (with_path(&tool)?, BUILD_DEADLINE + Duration::from_secs(seconds.into()));
     // No sanitizer: what is fed forbids `unsafe`, and one would need another compiler.
-    let job = cargo::job(["fuzz", "run", "--sanitizer", "none", "--target-dir"]).args([folder("fuzz/build")?]);
-    let job = job.args([name]).args([&corpus]).args(["--"]).args([format!("-max_total_time={seconds}")]);
-    job.args([format!("-artifact_prefix={}/", findings.display())])
-        .env("PATH", with_path(&tool)?)
-        .within(limit)
-        .show()
-        .with_context(|| format!("what it found is in {}", findings.display()))?;
+    let fuzz = |verb: &str| {
+        let job = cargo::job(["fuzz", verb, "--sanitizer", "none", "--target-dir"]).args([&build]).args([name]);
+        job.env("PATH", &tool).within(limit)
+    };
+    // First, so that what does not compile is not taken for a finding.
+    fuzz("build").show()?;
+    let run = fuzz("run").args([&corpus]).args(["--", &format!("-max_total_time={seconds}")]);
+    let run = run.args([format!("-artifact_prefix={}/", findings.display())]);
+    run.quiet(str::to_owned).with_context(|| format!("what it found is in {}", findings.display()))?;
     step.done("nothing found");
     Ok(())
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::folder;
 use crate::build::{self, Profile};
-use crate::process::Job;
+use crate::process::{Beside, Job};
 use crate::ui::Step;
 use crate::{demo, test};
 
@@ -34,6 +34,10 @@ const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_co
 /// Streams without an end, which a tool that reads whole answers waits for in vain.
 const ENDLESS: &str = "/events$";
 
+/// A key that may do everything, but not with many sandboxes.
+const BOUNDED_KEY: [&str; 11] =
+    ["key", "create", "--name", "fuzz", "--scope", "admin", "--sandboxes", "3", "--memory", "2048", "--json"];
+
 /// Asks for everything.
 pub fn run(examples: u32, seed: Option<u64>) -> Result<()> {
     let tool = schemathesis()?;
@@ -42,29 +46,52 @@ pub fn run(examples: u32, seed: Option<u64>) -> Result<()> {
     demo::template_job(&wrenn, "minimal")?.env("WRENN_DIR", data.path()).show()?;
     test::enter_isolation()?;
     let service = Service::start(&wrenn, data.path())?;
-    let asked = ask(&tool, &service, examples, seed);
+    let asked = ask_all(&tool, &service, examples, seed);
     let ended = service.job.end().context("the service does not end in order");
     asked.and(ended)
 }
 
-fn ask(tool: &Path, service: &Service, examples: u32, seed: Option<u64>) -> Result<()> {
-    let step = Step::start_loud("fuzz: the API by its document");
+/// The whole API with made-up ids, and then what can be done with a sandbox, with the id of one that is there.
+fn ask_all(tool: &Path, service: &Service, examples: u32, seed: Option<u64>) -> Result<()> {
+    let ask = |title: &str, config: &str, more: &[&str]| ask(tool, service, (examples, seed), title, config, more);
+    ask("the API by its document", "", &["--exclude-path-regex", ENDLESS])?;
+    let id = service.create()?;
+    let config = format!("[parameters]\n\"path.id\" = \"{id}\"\n");
+    let only = ["--include-path-regex", "^/v1/sandboxes/", "--exclude-path-regex", "/events$|/timeout$"];
+    ask("a sandbox by its document", &config, &[&only[..], &["--exclude-method", "DELETE"]].concat())
+}
+
+fn ask(
+    tool: &Path,
+    service: &Service,
+    (examples, seed): (u32, Option<u64>),
+    title: &str,
+    config: &str,
+    more: &[&str],
+) -> Result<()> {
+    let step = Step::start_loud(format!("fuzz: {title}"));
+    let dir = folder("fuzz/findings/api")?;
+    let file = dir.join("schemathesis.toml");
+    fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
     let job = Job::new(tool.to_str().context("the path of schemathesis is not UTF-8")?);
+    let job = job.args(["--config-file".as_ref(), file.as_os_str()]);
     let job = job.args(["run", &format!("{}/openapi.json", service.url), "--checks", CHECKS, "--workers", "1"]);
-    let job = job.args(["--exclude-path-regex", ENDLESS, "--request-timeout", REQUEST_LIMIT_S]);
+    // Not its stateful phase: it makes up links between calls that do not go together, and stops there.
+    let job = job.args(["--phases", "examples,coverage,fuzzing", "--request-timeout", REQUEST_LIMIT_S]).args(more);
     let job = job.args(["--max-examples", &examples.to_string(), "--header", &format!("X-API-Key: {}", service.key)]);
     let job = match seed {
         Some(seed) => job.args(["--seed", &seed.to_string()]),
         None => job,
     };
-    job.dir(folder("fuzz/findings/api")?).within(RUN_DEADLINE).show()?;
+    job.dir(dir).within(RUN_DEADLINE).show()?;
     step.done("nothing found");
     Ok(())
 }
 
 /// A service on a data folder of its own, with a key that is bounded.
 struct Service {
-    job: crate::process::Beside,
+    job: Beside,
+    wrenn: Wrenn,
     url: String,
     key: String,
 }
@@ -86,8 +113,35 @@ impl Service {
         eprintln!("    what the service says: {}", log.display());
         let first = word(&said, FIRST_KEY)?;
         let url = word(&said, SERVING)?;
-        let key = bounded_key(program, data, &url, &first)?;
-        Ok(Self { job, url, key })
+        let wrenn = Wrenn { program: program.to_owned(), url: url.clone(), key: first };
+        let Made { secret, .. } = wrenn.make(&BOUNDED_KEY)?;
+        Ok(Self { job, wrenn, url, key: secret.context("a new key without its secret")? })
+    }
+
+    /// Makes a sandbox, whatever the key may; its id.
+    fn create(&self) -> Result<String> {
+        Ok(self.wrenn.make(&["sandbox", "create", "-t", "minimal", "--json"])?.id)
+    }
+}
+
+/// The command line, as whoever has the first key.
+struct Wrenn {
+    program: String,
+    url: String,
+    key: String,
+}
+
+/// What the command line says of something new.
+#[derive(Deserialize)]
+struct Made {
+    id: String,
+    secret: Option<String>,
+}
+
+impl Wrenn {
+    fn make(&self, words: &[&str]) -> Result<Made> {
+        let job = Job::new(&self.program).args(words).env("WRENN_URL", &self.url).env("WRENN_API_KEY", &self.key);
+        serde_json::from_str(&job.capture()?).context("`wrenn` says something unexpected")
     }
 }
 
@@ -104,19 +158,6 @@ fn word(said: &Receiver<String>, words: &str) -> Result<String> {
             Err(RecvTimeoutError::Disconnected) => bail!("the service has ended before it said `{words}`"),
         }
     }
-}
-
-/// May do everything, but not with many sandboxes.
-fn bounded_key(wrenn: &str, data: &Path, url: &str, first: &str) -> Result<String> {
-    #[derive(Deserialize)]
-    struct Made {
-        secret: String,
-    }
-    let words =
-        ["key", "create", "--name", "fuzz", "--scope", "admin", "--sandboxes", "3", "--memory", "2048", "--json"];
-    let made = Job::new(wrenn).args(words).env("WRENN_DIR", data).env("WRENN_URL", url).env("WRENN_API_KEY", first);
-    let made: Made = serde_json::from_str(&made.capture()?).context("`wrenn key create` says something unexpected")?;
-    Ok(made.secret)
 }
 
 /// The tool, which is installed if it is not there.
