@@ -22,10 +22,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use wrenn_engine::names::{SandboxId, SnapshotId};
 use wrenn_engine::storage::Backend;
 use wrenn_engine::units::Mib;
-use wrenn_engine::vmm::Description;
 
 use crate::policy::Denied;
-use crate::sandbox::{Shape, Timing};
+
+// What others need to know of a sandbox beside its view; nobody outside has to look further into the agent.
+pub use crate::policy;
+pub use crate::sandbox::{Shape, Timing};
+pub use wrenn_engine::vmm::Description;
 
 /// What happens to a sandbox when its time is up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

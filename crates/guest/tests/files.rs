@@ -561,6 +561,60 @@ mod upload {
         );
     }
 
+    fn put_whole(envd: &Envd, path: &Path, body: &[u8]) -> Answer {
+        put(envd, &target(path), body, &[("x-wrenn-whole", "true")])
+    }
+
+    #[test]
+    fn what_appears_whole_takes_a_files_place_and_leaves_links_and_permissions() {
+        let (envd, (_dir, dir)) = (Envd::start(), world());
+        let (file, link) = (dir.join("script"), dir.join("link"));
+        fs::write(&file, "old").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o751)).unwrap();
+        symlink("script", dir.join("nearer")).unwrap();
+        symlink(dir.join("nearer"), &link).unwrap();
+        let old = fs::metadata(&file).unwrap().ino();
+        assert_eq!(put_whole(&envd, &link, b"new").status, 200);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        let now = fs::metadata(&file).unwrap();
+        assert_eq!((fs::read(&file).unwrap(), now.mode() & 0o7777), (b"new".to_vec(), 0o751));
+        assert_ne!(now.ino(), old, "it was not written in place");
+
+        symlink("not/there/yet", dir.join("dangling")).unwrap();
+        assert_eq!(put_whole(&envd, &dir.join("dangling"), b"").status, 200);
+        assert_eq!(fs::read(dir.join("not/there/yet")).unwrap(), b"");
+        symlink("circle", dir.join("circle")).unwrap();
+        assert_error(&put_whole(&envd, &dir.join("circle"), b"x"), 400, "cannot open");
+        assert_error(&put_whole(&envd, &dir, b"x"), 400, "is a directory");
+        assert_eq!(names(&dir), ["circle", "dangling", "link", "nearer", "not", "script"]);
+    }
+
+    #[test]
+    fn what_does_not_become_whole_leaves_nothing() {
+        let (envd, (_dir, dir)) = (Envd::start(), world());
+        fs::write(dir.join("file"), "old").unwrap();
+        let mut stream = TcpStream::connect(("127.0.0.1", envd.port)).unwrap();
+        let (path, half) = (target(&dir.join("file")), vec![b'x'; 1_000_000]);
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nHost: envd\r\nX-Access-Token: {TOKEN}\r\nX-Wrenn-Whole: true\r\n\
+             Content-Type: application/octet-stream\r\nContent-Length: 2000000\r\n\r\n"
+        )
+        .unwrap();
+        stream.write_all(&half).unwrap();
+        eventually("a part is there", || names(&dir).len() == 2);
+        assert_eq!(fs::read(dir.join("file")).unwrap(), b"old");
+        drop(stream);
+        eventually("the part is gone", || names(&dir) == ["file"]);
+        assert_eq!(fs::read(dir.join("file")).unwrap(), b"old");
+    }
+
+    fn names(dir: &Path) -> Vec<OsString> {
+        let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    }
+
     #[test]
     fn root_files_and_parents_belong_to_the_user() {
         let (_dir, top) = world();

@@ -7,8 +7,8 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use wrenn_agent::envd_client::EnvdClient;
 use wrenn_agent::guest_link;
+use wrenn_agent::host_agent::policy::{self, Verb};
 use wrenn_agent::host_agent::{HostAgent, Phase, ResumeOptions, View};
-use wrenn_agent::policy::{self, Verb};
 use wrenn_engine::names::SandboxId;
 
 use crate::attributes::Attributes;

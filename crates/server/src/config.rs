@@ -1,26 +1,18 @@
 //! What a server is started with, checked.
 
-use std::net::SocketAddr;
-
-use crate::db::DatabaseUrl;
 use crate::limits;
 
 /// How this server is.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The database.
-    pub database: DatabaseUrl,
-    /// Where it listens, as clients see it: for what it tells them.
-    pub listen: SocketAddr,
     /// Domains whose hosts `<port>-<id>.<domain>` are ports of sandboxes.
     pub domains: Vec<String>,
     /// Requests per second of one key.
     pub rate: u32,
 }
 
-impl Config {
-    /// With the usual rest.
-    pub fn new(database: DatabaseUrl, listen: SocketAddr) -> Self {
-        Self { database, listen, domains: vec!["localhost".to_owned()], rate: limits::RATE_DEFAULT }
+impl Default for Config {
+    fn default() -> Self {
+        Self { domains: vec!["localhost".to_owned()], rate: limits::RATE_DEFAULT }
     }
 }

@@ -1,10 +1,10 @@
 //! The agent's words as the API's, and back. Pure.
 
 use wrenn_agent::envd_client::{ExecEnd, RunningProcess};
-use wrenn_agent::host_agent::{self, Departure, Ended, Phase, SnapshotView, Stat, TemplateView, View, WarmView};
-use wrenn_agent::sandbox::Timing;
+use wrenn_agent::host_agent::{
+    self, Departure, Description, Ended, Phase, SnapshotView, Stat, TemplateView, Timing, View, WarmView,
+};
 use wrenn_client::types;
-use wrenn_engine::vmm::Description;
 
 use crate::attributes::Attributes;
 
@@ -45,7 +45,7 @@ pub fn sandbox(view: &View, host: &str, secrets: Secrets) -> types::Sandbox {
         metadata: view.metadata.clone(),
         tenant,
         auto_resume: attributes.auto_resume,
-        traffic_token: told(attributes.traffic_token),
+        traffic_token: told(attributes.traffic.map(|traffic| traffic.token(&view.id))),
         access_token: told(Some(view.access_token.clone())),
     }
 }

@@ -114,15 +114,35 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, ApiError> {
-        let query = parts.uri.query().unwrap_or_default();
-        if query.len() > limits::QUERY_BYTES_MAX {
-            return Err(ApiError::invalid(format!("the query is longer than {} bytes", limits::QUERY_BYTES_MAX)));
-        }
-        check_utf8(query)?;
-        serde_html_form::from_str(query).map(Self).map_err(|error| {
-            ApiError::invalid(format!("the query is not what is expected: {}", shown_error(&error.to_string())))
-        })
+        parse_query(checked_query(parts)?).map(Self)
     }
+}
+
+/// The fields of a query, in their order.
+pub fn fields(parts: &Parts) -> Result<Vec<(String, String)>, ApiError> {
+    parse_query(checked_query(parts)?)
+}
+
+/// What these fields of a query say.
+pub fn parse_fields<T: DeserializeOwned>(fields: &[(String, String)]) -> Result<T, ApiError> {
+    let text = serde_html_form::to_string(fields)
+        .map_err(|error| ApiError::invalid(format!("the query makes no sense: {}", shown_error(&error.to_string()))))?;
+    parse_query(&text)
+}
+
+fn parse_query<T: DeserializeOwned>(query: &str) -> Result<T, ApiError> {
+    serde_html_form::from_str(query).map_err(|error| {
+        ApiError::invalid(format!("the query is not what is expected: {}", shown_error(&error.to_string())))
+    })
+}
+
+fn checked_query(parts: &Parts) -> Result<&str, ApiError> {
+    let query = parts.uri.query().unwrap_or_default();
+    if query.len() > limits::QUERY_BYTES_MAX {
+        return Err(ApiError::invalid(format!("the query is longer than {} bytes", limits::QUERY_BYTES_MAX)));
+    }
+    check_utf8(query)?;
+    Ok(query)
 }
 
 /// Form decoding replaces what is no UTF-8; a path that was changed so would be another one.

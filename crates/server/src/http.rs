@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -53,7 +54,12 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, 
         // Waiting here leaves further clients in the kernel's queue.
         let place = Arc::clone(places).acquire_owned().await.expect("this semaphore is never closed");
         match listener.accept().await {
-            Ok((stream, remote)) => return (stream, remote, place),
+            Ok((stream, remote)) => {
+                if let Err(error) = tune(&stream) {
+                    tracing::debug!(%error, "a connection is used as it is");
+                }
+                return (stream, remote, place);
+            }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -62,6 +68,17 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, 
             }
         }
     }
+}
+
+/// Small messages leave at once, and a client that is silent is asked whether it is there. It may be a whole download, a
+/// terminal, or a port of a sandbox: of all of them nobody else would notice that their client is gone.
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, limits::TCP_SILENCE_MAX)?;
+    sockopt::set_tcp_keepintvl(stream, limits::TCP_PROBE_EVERY)?;
+    sockopt::set_tcp_keepcnt(stream, limits::TCP_PROBES_MAX)?;
+    Ok(())
 }
 
 fn builder() -> Builder<TokioExecutor> {
@@ -103,9 +120,6 @@ async fn connection(
     router: Router,
     mut ending: watch::Receiver<bool>,
 ) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection waits before it sends");
-    }
     let (asks, mut asked) = watch::channel(false);
     let service = router.map_request(move |mut request: Request<Incoming>| {
         asks.send_replace(true);
@@ -128,5 +142,21 @@ async fn connection(
     // How a connection ends is its client's business.
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_is_noticed_also_when_nothing_is_sent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _, _place) = accept(&listener, &Arc::new(Semaphore::new(1))).await;
+        assert!(stream.nodelay().unwrap() && sockopt::socket_keepalive(&stream).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), limits::TCP_SILENCE_MAX);
+        assert_eq!(sockopt::tcp_keepintvl(&stream).unwrap(), limits::TCP_PROBE_EVERY);
+        assert_eq!(sockopt::tcp_keepcnt(&stream).unwrap(), limits::TCP_PROBES_MAX);
     }
 }

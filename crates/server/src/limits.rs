@@ -20,6 +20,18 @@ pub const REQUEST_HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Connections at once: each costs a descriptor and some buffers.
 pub const CONNECTIONS_MAX: usize = 8192;
 
+/// How long a connection may be silent before the kernel asks whether its client is there, also when nothing is sent to it.
+pub const TCP_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How often it is asked again.
+pub const TCP_PROBE_EVERY: Duration = Duration::from_secs(10);
+/// How often it is before the connection ends: a client that is gone holds its place for a minute.
+pub const TCP_PROBES_MAX: u32 = 3;
+
+const _: () = assert!(
+    TCP_SILENCE_MAX.as_secs() + TCP_PROBE_EVERY.as_secs() * TCP_PROBES_MAX as u64 <= SILENCE_MAX.as_secs(),
+    "no worse than where WebSockets and HTTP/2 ask by themselves"
+);
+
 /// Requests at once on one HTTP/2 connection.
 pub const STREAMS_MAX: u32 = 256;
 

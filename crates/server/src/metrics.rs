@@ -11,8 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use wrenn_agent::host_agent::{HostView, View};
-use wrenn_agent::sandbox::Timing;
+use wrenn_agent::host_agent::{HostView, Timing, View};
 use wrenn_client::types::State;
 
 use crate::convert;

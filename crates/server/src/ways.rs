@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use http::{HeaderMap, StatusCode};
 use subtle::ConstantTimeEq as _;
+use wrenn_agent::host_agent::policy::{self, Verb};
 use wrenn_agent::host_agent::{HostAgent, Phase, ResumeOptions, Tunnel, View};
-use wrenn_agent::policy::{self, Verb};
 use wrenn_client::types::Code;
 
 use crate::app::no_sandbox;
@@ -39,8 +39,8 @@ impl PortWays {
     async fn reachable(&self, target: &Target, headers: &HeaderMap) -> Result<Arc<View>, ApiError> {
         let view = self.world.get(&target.id)?.ok_or_else(|| no_sandbox(&target.id))?;
         let attributes = Attributes::read(&view.attributes);
-        if let Some(token) = &attributes.traffic_token {
-            check_token(headers, token)?;
+        if let Some(traffic) = &attributes.traffic {
+            check_token(headers, &traffic.token(&target.id))?;
         }
         if view.phase == Phase::Paused && attributes.auto_resume {
             return self.resume(&view).await;

@@ -180,10 +180,15 @@ impl Inner {
 
 /// Follows the agent for as long as the server runs. Never ends by itself.
 pub async fn follow(world: Arc<World>, agent: Arc<dyn HostAgent>) {
+    let mut told = None;
     loop {
         let ended = follow_once(&world, &agent).await;
         if world.synced.send_replace(false) {
+            told = None;
             tracing::warn!(error = %ended, "lost the agent; sandboxes go on, and are looked at again when it is back");
+        } else if told.as_ref() != Some(&ended) {
+            tracing::warn!(error = %ended, "the agent cannot be reached; it is tried again until it can");
+            told = Some(ended);
         }
         sleep(limits::AGENT_RETRY).await;
     }

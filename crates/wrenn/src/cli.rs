@@ -76,7 +76,8 @@ pub enum Verb {
     Run(RunArgs),
     /// Be the agent of this host: make sandboxes that stay, and look after them until SIGTERM or Ctrl-C.
     Agent(Box<LoneAgentArgs>),
-    /// Be the agent of this host and a server beside it: REST API, pages, ports of sandboxes; until SIGTERM or Ctrl-C.
+    /// Be the agent of this host and a server beside it, or a server for the agent of another host (--agent): REST API, pages,
+    /// ports of sandboxes; until SIGTERM or Ctrl-C.
     Serve(Box<ServeArgs>),
     /// The server's own process, which `serve` starts.
     #[command(hide = true)]
@@ -238,5 +239,26 @@ mod tests {
             assert!(parse(&words).is_err(), "{words:?}");
         }
         assert!(Cli::try_parse_from([&["wrenn", "serve"], &tls[..]].concat()).is_err(), "its agent is its own");
+    }
+
+    #[test]
+    fn a_server_reaches_the_agent_of_another_host_with_all_that_this_takes() {
+        let tls = ["--agent", "[::1]:7443", "--agent-tls-cert", "/c", "--agent-tls-key", "/k", "--agent-tls-ca", "/a"];
+        let parse = |words: &[&str]| Cli::try_parse_from([&["wrenn", "serve"], words].concat());
+        let Verb::Serve(serve) = parse(&tls).unwrap().verb else { panic!("not serve") };
+        let (address, files) = serve.far.wanted().unwrap();
+        assert_eq!((address.to_string().as_str(), files.key.to_str()), ("[::1]:7443", Some("/k")));
+        let Verb::Serve(serve) = parse(&[]).unwrap().verb else { panic!("not serve") };
+        assert!(serve.far.wanted().is_none());
+        for lacking in [0, 2, 4, 6] {
+            let mut words = tls.to_vec();
+            words.drain(lacking..lacking + 2);
+            assert!(parse(&words).is_err(), "{words:?}");
+        }
+        for of_an_agent_here in [&["--pause-all"][..], &["--standby", "1"], &["--memory", "100"]] {
+            assert!(parse(&[&tls[..], of_an_agent_here].concat()).is_err(), "{of_an_agent_here:?}");
+        }
+        let no_port = ["--agent", "host", "--agent-tls-cert", "/c", "--agent-tls-key", "/k", "--agent-tls-ca", "/a"];
+        assert!(parse(&no_port).unwrap_err().to_string().contains("HOST:PORT"));
     }
 }

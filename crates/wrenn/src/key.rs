@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use serde_json::{Value, json};
 use wrenn_client::Client;
 use wrenn_client::types::{Code, Key, NewKey, NewKeyRequest};
 use wrenn_server::db::Database;
-use wrenn_server::new_key;
 
 use crate::EXIT_FAILED;
 use crate::cli::{KeyVerb, NewKeyArgs};
@@ -36,7 +35,7 @@ impl Keys<'_> {
     async fn create(&self, wanted: NewKeyRequest) -> Result<NewKey> {
         match self {
             Self::Of(client) => Ok(client.create_key(&wanted).await?),
-            Self::In(db) => new_key::make(db, wanted).await.map_err(|error| anyhow!(error.body.message)),
+            Self::In(db) => serve::make_key(db, wanted).await,
         }
     }
 

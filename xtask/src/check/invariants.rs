@@ -13,6 +13,14 @@ const SIBLINGS: [&str; 5] = ["vmm", "storage", "network", "memory", "image"];
 /// The one crate with unsafe code.
 const UNSAFE_ALLOWED: &str = "crates/sys/";
 
+/// What the server may know of the crates below it: the agent's interface and the way into a guest from there (`fake` is there for
+/// tests alone), names and units. All else would be a way to the host.
+const SERVER: &str = "crates/server/";
+const SERVER_MAY_KNOW: [(&str, &[&str]); 2] = [
+    ("wrenn_agent", &["host_agent", "rpc", "guest_link", "envd_client", "fake"]),
+    ("wrenn_engine", &["names", "units"]),
+];
+
 /// Where programs may be started: the engine's runner and xtask's own.
 const PROGRAMS_ALLOWED: [&str; 3] =
     ["crates/engine/src/command.rs", "crates/engine/src/command/", "xtask/src/process.rs"];
@@ -80,6 +88,19 @@ impl Scan<'_> {
         }
         if !ends_with_colons(before) {
             self.sibling(from_here, inline);
+            self.server(from_here);
+        }
+    }
+
+    /// Reports a path of the server's into what it must not know.
+    fn server(&mut self, path: &[TokenTree]) {
+        if !self.file.path.starts_with(SERVER) {
+            return;
+        }
+        let Some((of, allowed)) = SERVER_MAY_KNOW.iter().find(|(of, _)| is_ident(path.first(), of)) else { return };
+        let names = if is_colons(&path[1..]) { first_names(&path[3..]) } else { Vec::new() };
+        if names.is_empty() || names.iter().any(|name| !allowed.contains(&name.as_str())) {
+            self.report(path, &format!("of {of} the server may know {} alone", allowed.join(", ")));
         }
     }
 
@@ -175,6 +196,28 @@ mod tests {
             assert_eq!(lines(&format!("crates/engine/src/{path}"), text).len(), wanted, "{path}: {text}");
         }
         assert_eq!(lines("crates/agent/src/lib.rs", "use crate::network::x;"), NONE);
+    }
+
+    #[test]
+    fn the_server_knows_the_agents_interface_alone() {
+        for (text, wanted) in [
+            ("use wrenn_agent::host_agent::{HostAgent, View};", 0),
+            ("use wrenn_agent::{guest_link, host_agent::View};", 0),
+            ("use wrenn_agent::fake::Fake; use wrenn_agent::rpc::{self, Remote};", 0),
+            ("use wrenn_engine::{names::SandboxId, units::Mib};", 0),
+            ("fn f() -> wrenn_agent::envd_client::Entry { g() }", 0),
+            ("use wrenn_agent::manager::Manager;", 1),
+            ("use wrenn_agent::{host_agent::View, instance::Instance};", 1),
+            ("fn f() { wrenn_agent::lock::g() }", 1),
+            ("use wrenn_engine::command::Command;", 1),
+            ("use wrenn_engine::{names, network};", 1),
+            ("use wrenn_agent as a;", 1),
+            ("use wrenn_engine::*;", 1),
+            ("use crate::wrenn_engine::x; // wrenn_agent::manager", 0),
+        ] {
+            assert_eq!(lines("crates/server/src/app.rs", text).len(), wanted, "{text}");
+            assert_eq!(lines("crates/wrenn/src/serve/mod.rs", text), NONE, "{text}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
 use super::limits;
+use super::tls::explained;
 
 /// A connection whose other end has been let in.
 pub(super) enum Link {
@@ -72,7 +73,8 @@ impl AsyncRead for Link {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Socket(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            // Whether this side was let in is told with the first answer.
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf).map_err(explained),
         }
     }
 }

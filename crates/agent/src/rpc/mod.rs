@@ -40,7 +40,9 @@ use tokio::time::timeout;
 
 pub use remote::Remote;
 pub use server::{serve, serve_for_user, serve_tls};
-pub use tls::{ClientTls, ServerTls, TlsAddress, TlsAddressError, TlsError, TlsFiles, TlsIdentity, TlsProblem};
+pub use tls::{
+    ClientTls, ServerTls, TlsAddress, TlsAddressError, TlsError, TlsFiles, TlsHandover, TlsIdentity, TlsProblem,
+};
 
 /// Why the agent's socket cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -1,8 +1,9 @@
 //! Who one is over TLS, and whom one believes: read from files, checked, and then handed to either end.
 //!
 //! ```text
-//!   TlsFiles ── read: all problems at once ─► TlsIdentity ─┬─► ServerTls ─► serve_tls
-//!    certificate chain, key, CA                            └─► ClientTls ─► Remote::over_tls
+//!   TlsFiles ── read: all problems at once ──────► TlsIdentity ─┬─► ServerTls ─► serve_tls
+//!    │ certificate chain, key, CA                    ▲          └─► ClientTls ─► Remote::over_tls
+//!    └─ TlsHandover::read ─ for a process that may not read them
 //! ```
 //!
 //! TLS 1.3 alone. Both sides show a certificate, and each believes those alone that its CA signed: no CA of the system is
@@ -10,6 +11,7 @@
 //! from the next start.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -21,13 +23,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{AlertDescription, ClientConfig, RootCertStore, ServerConfig};
+use serde::{Deserialize, Serialize};
 
 use super::limits;
 use super::link::Carries;
 
 /// Where it is written who this side is, and whom it believes. All of them in PEM.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TlsFiles {
     /// This side's certificate, and after it those between it and its CA.
     pub cert: PathBuf,
@@ -48,7 +51,7 @@ pub enum TlsProblem {
         /// What it has to be.
         remedy: &'static str,
         /// What the host said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// It is too large to be what it should be.
     #[error("{} is larger than {} KiB, and so not what it should be; {remedy}", path.display(), limits::PEM_BYTES_MAX / 1024)]
@@ -69,7 +72,7 @@ pub enum TlsProblem {
         remedy: &'static str,
     },
     /// The CA's certificate is not understood.
-    #[error("a certificate in {} cannot be a CA's: {source}; --tls-ca takes X.509 certificates of version 3", path.display())]
+    #[error("a certificate in {} cannot be a CA's: {source}; it has to be an X.509 certificate of version 3", path.display())]
     Ca {
         /// Which file.
         path: PathBuf,
@@ -103,6 +106,9 @@ impl fmt::Display for TlsError {
 
 impl std::error::Error for TlsError {}
 
+/// What a file holds, or why nobody knows.
+type Pem = Result<Vec<u8>, TlsProblem>;
+
 /// A file, and what a person is told that has to be in it.
 struct File<'a> {
     path: &'a Path,
@@ -110,7 +116,7 @@ struct File<'a> {
 }
 
 impl File<'_> {
-    fn read(&self) -> Result<Vec<u8>, TlsProblem> {
+    fn read(&self) -> Pem {
         let (path, remedy) = (self.path.to_owned(), self.remedy);
         let bytes = std::fs::metadata(self.path).map(|metadata| metadata.len());
         match bytes.and_then(|bytes| (bytes <= limits::PEM_BYTES_MAX).then(|| std::fs::read(self.path)).transpose()) {
@@ -124,22 +130,59 @@ impl File<'_> {
         TlsProblem::Missing { path: self.path.to_owned(), what, remedy: self.remedy }
     }
 
-    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsProblem> {
-        let pem = self.read()?;
-        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    fn certificates(&self, pem: Pem) -> Result<Vec<CertificateDer<'static>>, TlsProblem> {
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem?).collect();
         found.ok().filter(|found| !found.is_empty()).ok_or_else(|| self.missing("certificate"))
     }
 
-    fn key(&self) -> Result<PrivateKeyDer<'static>, TlsProblem> {
-        PrivateKeyDer::from_pem_slice(&self.read()?).map_err(|_secret| self.missing("private key"))
+    fn key(&self, pem: Pem) -> Result<PrivateKeyDer<'static>, TlsProblem> {
+        PrivateKeyDer::from_pem_slice(&pem?).map_err(|_secret| self.missing("private key"))
     }
 
-    fn roots(&self) -> Result<RootCertStore, TlsProblem> {
+    fn roots(&self, pem: Pem) -> Result<RootCertStore, TlsProblem> {
         let mut roots = RootCertStore::empty();
-        for certificate in self.certificates()? {
+        for certificate in self.certificates(pem)? {
             roots.add(certificate).map_err(|source| TlsProblem::Ca { path: self.path.to_owned(), source })?;
         }
         Ok(roots)
+    }
+}
+
+impl TlsFiles {
+    /// Certificate, key and CA.
+    fn each(&self) -> [File<'_>; 3] {
+        [
+            File { path: &self.cert, remedy: "it has to begin with this side's certificate, in PEM" },
+            File { path: &self.key, remedy: "it has to be an unencrypted private key, in PEM" },
+            File { path: &self.ca, remedy: "it has to be the certificate of the CA of the other side, in PEM" },
+        ]
+    }
+
+    fn read(&self) -> [Pem; 3] {
+        self.each().map(|file| file.read())
+    }
+}
+
+/// What the files held, for a process that may not read them: whoever has it is that side.
+#[derive(Serialize, Deserialize)]
+pub struct TlsHandover {
+    files: TlsFiles,
+    pem: [Vec<u8>; 3],
+}
+
+impl fmt::Debug for TlsHandover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsHandover").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl TlsHandover {
+    /// What the files hold, or all that is wrong with it.
+    pub fn read(files: &TlsFiles) -> Result<Self, TlsError> {
+        let read = files.read();
+        let pem = read.each_ref().map(|pem| pem.as_ref().cloned().unwrap_or_default());
+        TlsIdentity::of(files, read)?;
+        Ok(Self { files: files.clone(), pem })
     }
 }
 
@@ -150,17 +193,27 @@ pub struct TlsIdentity {
     roots: Arc<RootCertStore>,
 }
 
+impl TryFrom<TlsHandover> for TlsIdentity {
+    type Error = TlsError;
+
+    fn try_from(TlsHandover { files, pem }: TlsHandover) -> Result<Self, TlsError> {
+        Self::of(&files, pem.map(Ok))
+    }
+}
+
 impl TlsIdentity {
     /// What the files say, or all that is wrong with them.
     pub fn read(files: &TlsFiles) -> Result<Self, TlsError> {
-        let cert = File { path: &files.cert, remedy: "it has to begin with this side's certificate, in PEM" };
-        let key = File { path: &files.key, remedy: "it has to be an unencrypted private key, in PEM" };
-        let ca = File { path: &files.ca, remedy: "it has to be the certificate of the CA of the other side, in PEM" };
+        Self::of(files, files.read())
+    }
+
+    fn of(files: &TlsFiles, [cert_pem, key_pem, ca_pem]: [Pem; 3]) -> Result<Self, TlsError> {
+        let [cert, key, ca] = files.each();
         let mut problems = Vec::new();
         let mut note = |problem| problems.push(problem);
-        let chain = cert.certificates().map_err(&mut note);
-        let private = key.key().map_err(&mut note);
-        let roots = ca.roots().map_err(&mut note);
+        let chain = cert.certificates(cert_pem).map_err(&mut note);
+        let private = key.key(key_pem).map_err(&mut note);
+        let roots = ca.roots(ca_pem).map_err(&mut note);
         let pair = chain.and_then(|chain| private.map(|private| (chain, private)));
         let pair = pair.and_then(|(chain, private)| {
             CertifiedKey::from_der(chain, private, &provider()).map_err(|source| {
@@ -231,6 +284,34 @@ impl From<&TlsIdentity> for ClientTls {
         };
         Self { calls: config(Carries::Calls), tunnels: config(Carries::Tunnel) }
     }
+}
+
+/// What went wrong with a certificate, with what helps.
+pub(super) fn explained(error: io::Error) -> io::Error {
+    let remedy = match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            "its certificate has to be of the host that is asked for, valid now, and signed by the CA that is given here"
+        }
+        Some(rustls::Error::AlertReceived(alert)) if is_about_certificates(*alert) => {
+            "the certificate that is shown here has to be a client's, valid now, and signed by the CA that is given there"
+        }
+        _else => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}; {remedy}"))
+}
+
+fn is_about_certificates(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateRequired
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+    )
 }
 
 /// Where an agent is reached over TLS: `HOST:PORT`, and its certificate has to be of that host. An IPv6 address stands in

@@ -10,7 +10,7 @@ use tokio_rustls::TlsConnector;
 
 use super::limits;
 use super::link::{Carries, Link, tune, tune_for_calls};
-use super::tls::{ClientTls, TlsAddress};
+use super::tls::{ClientTls, TlsAddress, explained};
 
 /// Where the agent is, and how one gets there.
 #[derive(Clone)]
@@ -55,7 +55,7 @@ async fn over_tls(address: &TlsAddress, tls: &ClientTls, carries: Carries) -> io
         Carries::Tunnel => {}
     }
     let connector = TlsConnector::from(tls.config(carries));
-    let stream = connector.connect(address.name.clone(), stream).await.map_err(because)?;
+    let stream = connector.connect(address.name.clone(), stream).await.map_err(explained).map_err(because)?;
     if stream.get_ref().1.alpn_protocol() != Some(carries.alpn()) {
         return Err(because(io::Error::other("what listens there is no agent: it does not speak its protocol")));
     }

@@ -1,13 +1,14 @@
 //! `/files`: the bytes of files over plain HTTP, streamed in both directions.
 //!
-//! This module decides who may ask and what the answer is; [`download`] and [`upload`] move the bytes, [`headers`] and
-//! [`multipart`] read the wire. Who is asked for is settled in this order: access token or signature, user, path; then
+//! This module decides who may ask and what the answer is; [`download`] and [`upload`] move the bytes ([`part`] for files that appear
+//! when they are whole), [`headers`] and [`multipart`] read the wire. Who is asked for is settled in this order: access token or signature, user, path; then
 //! the file itself. An upload belongs to a task of its own, so that one that has arrived is finished even if the client
 //! does not wait for the answer.
 
 mod download;
 mod headers;
 mod multipart;
+mod part;
 mod upload;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::StreamExt as _;
 use serde::Serialize;
+use wrenn_proto::envd::WHOLE_HEADER;
 
 use self::download::DownloadError;
 use self::headers::{MetadataError, Query};
@@ -186,13 +188,14 @@ async fn receive(state: Arc<State>, parts: Parts, body: &mut BodyDataStream) -> 
     let headers = parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
     let metadata = headers::metadata(headers)?;
     let size = if gzip { None } else { content_length(&parts.headers) };
+    let whole = parts.headers.get(WHOLE_HEADER).is_some_and(|value| value == "true");
 
     let answered: BTreeMap<String, String> = metadata.iter().cloned().collect();
     let upload = blocking(move || {
         let owner = user(&state, &query)?;
         let target = query.path.as_deref().filter(|path| !path.is_empty());
         let target = target.map(|path| resolve(path, &owner, &state)).transpose()?;
-        Ok(Upload::begin(Plan { owner, target, metadata, size }, form, gzip)?)
+        Ok(Upload::begin(Plan { owner, target, metadata, size, whole }, form, gzip)?)
     })
     .await?;
     let paths = upload::receive(upload, body).await?;

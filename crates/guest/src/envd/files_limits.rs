@@ -70,3 +70,9 @@ pub const QUERY_BYTES_MAX: usize = 16 * 1024;
 const _: () = assert!("user.e2b.".len() + METADATA_KEY_BYTES_MAX == 255);
 const _: () = assert!(PART_HEADER_BYTES_MAX > 3 * PATH_BYTES_MAX);
 const _: () = assert!(QUERY_BYTES_MAX > 3 * PATH_BYTES_MAX);
+
+/// Links that are followed one after the other: as many as the kernel follows.
+pub const LINKS_MAX: usize = 40;
+
+/// What of a file's mode is kept when another takes its place: permissions, but no bits by which it would act as its owner.
+pub const KEPT_MODE: u32 = 0o777;

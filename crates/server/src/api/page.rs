@@ -2,13 +2,20 @@
 //!
 //! A cursor says where the page before ended, in order of what is listed: what is made or removed in between moves nothing else.
 
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::request::Parts;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use utoipa::IntoParams;
 use wrenn_client::types::Page;
 
+use crate::app::App;
 use crate::error::ApiError;
+use crate::extract::{fields, parse_fields};
 use crate::limits;
 
 /// Which part of a list.
@@ -22,6 +29,26 @@ pub struct Paging {
     /// `next_cursor` of the page before.
     #[param(max_length = 256)]
     pub cursor: Option<String>,
+}
+
+/// A query of which part of a list, and of what else the list can be asked for.
+pub struct Listing<T> {
+    /// Which part.
+    pub paging: Paging,
+    /// What else.
+    pub filter: T,
+}
+
+impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Listing<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, ApiError> {
+        let fields = fields(parts)?;
+        // Each of the two refuses fields that it does not know.
+        let (paging, filter): (Vec<_>, Vec<_>) =
+            fields.into_iter().partition(|(name, _)| Paging::FIELDS.contains(&name.as_str()));
+        Ok(Self { paging: parse_fields(&paging)?, filter: parse_fields(&filter)? })
+    }
 }
 
 /// What a page is asked for, checked.
@@ -41,6 +68,9 @@ impl Cut {
 }
 
 impl Paging {
+    /// As they are named in a query.
+    const FIELDS: [&str; 2] = ["limit", "cursor"];
+
     /// Checks it.
     pub fn cut(&self) -> Result<Cut, ApiError> {
         let limit = self.limit.unwrap_or(limits::PAGE_DEFAULT);

@@ -10,11 +10,11 @@ use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use utoipa::IntoParams;
+use wrenn_agent::host_agent::policy::{self, Verb};
 use wrenn_agent::host_agent::{
-    self, AgentError, CreateRequest, Fresh, PauseOptions, ResumeOptions, SnapshotView, Source, Timeout, View, Wishes,
+    self, AgentError, CreateRequest, Fresh, PauseOptions, ResumeOptions, Shape, SnapshotView, Source, Timeout, View,
+    Wishes,
 };
-use wrenn_agent::policy::{self, Verb};
-use wrenn_agent::sandbox::Shape;
 use wrenn_client::types::{
     Changed, CreateSandbox, Fork, ForkRequest, Forked, OnTimeout, Operation, OperationKind, Page, PauseRequest,
     RepairRequest, ResumeRequest, RollbackRequest, Sandbox, TimeoutRequest, Why,
@@ -22,9 +22,9 @@ use wrenn_client::types::{
 use wrenn_engine::names::SandboxId;
 use wrenn_engine::units::Mib;
 
-use super::page::{Paging, page_of, place_in_time};
+use super::page::{Listing, Paging, page_of, place_in_time};
 use crate::app::App;
-use crate::attributes::Attributes;
+use crate::attributes::{Attributes, Traffic};
 use crate::auth::Caller;
 use crate::convert;
 use crate::error::{ApiError, shown};
@@ -91,7 +91,7 @@ pub async fn create(
         operation: None,
         claim: None,
         auto_resume: wanted.auto_resume,
-        traffic_token: wanted.traffic_token.then(new_secret::<16>).transpose()?,
+        traffic: wanted.traffic_token.then(new_secret::<16>).transpose()?.map(Traffic::Token),
     };
     let source = source(&app, &caller, &wanted).await?;
     let amount = amount(&source);
@@ -267,12 +267,6 @@ pub struct Filter {
     /// Only those with this label, `KEY=VALUE`; may be repeated.
     #[param(value_type = Vec<String>)]
     metadata: Vec<String>,
-    /// At most so many; 100 if nothing is said.
-    #[param(minimum = 1, maximum = 1000)]
-    limit: Option<usize>,
-    /// `next_cursor` of the page before.
-    #[param(max_length = 256)]
-    cursor: Option<String>,
 }
 
 impl Filter {
@@ -311,7 +305,7 @@ fn label(text: &str) -> Result<(String, String), ApiError> {
     get,
     path = "/v1/sandboxes",
     tag = "sandboxes",
-    params(Filter),
+    params(Filter, Paging),
     responses(
         (status = 200, description = "A page of them", body = Page<Sandbox>),
         (status = "default", description = "Refused", body = wrenn_client::types::Refusal),
@@ -320,9 +314,9 @@ fn label(text: &str) -> Result<(String, String), ApiError> {
 pub async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Query(filter): Query<Filter>,
+    Listing { paging, filter }: Listing<Filter>,
 ) -> Result<Answer<Page<Sandbox>>, ApiError> {
-    let cut = Paging { limit: filter.limit, cursor: filter.cursor.clone() }.cut()?;
+    let cut = paging.cut()?;
     let wanted = filter.checked()?;
     let mut views = app.world.all()?;
     views.retain(|view| caller.sees_sandbox(view) && wanted(view));
@@ -557,7 +551,7 @@ pub async fn fork(
         operation: None,
         claim: Some(claim.id().to_owned()),
         auto_resume: parent.auto_resume,
-        traffic_token: parent.traffic_token.map(|_own| new_secret::<16>()).transpose()?,
+        traffic: parent.traffic.map(|_own| new_secret::<16>()).transpose()?.map(Traffic::Secret),
     };
     let wanted = host_agent::ForkRequest {
         count: request.count,

@@ -10,14 +10,14 @@ use utoipa::IntoParams;
 use wrenn_agent::host_agent::{self, SnapshotView};
 use wrenn_client::types::{NewSnapshot, Page, Refusal, Snapshot, SnapshotRequest};
 
-use super::page::{Paging, page_of, place_in_time};
+use super::page::{Listing, Paging, page_of, place_in_time};
 use super::sandboxes::seen_through;
 use crate::app::App;
 use crate::attributes::Attributes;
 use crate::auth::Caller;
 use crate::convert;
 use crate::error::ApiError;
-use crate::extract::{Json, Query, Segment, Writer, sandbox_id};
+use crate::extract::{Json, Segment, Writer, sandbox_id};
 
 /// Keeps what a sandbox is now; it goes on.
 #[utoipa::path(
@@ -57,12 +57,6 @@ pub struct Filter {
     /// Only those of this sandbox.
     #[param(pattern = "^sb[a-z0-9]{18}$")]
     sandbox: Option<String>,
-    /// At most so many; 100 if nothing is said.
-    #[param(minimum = 1, maximum = 1000)]
-    limit: Option<usize>,
-    /// `next_cursor` of the page before.
-    #[param(max_length = 256)]
-    cursor: Option<String>,
 }
 
 /// Lists snapshots, the oldest first.
@@ -70,7 +64,7 @@ pub struct Filter {
     get,
     path = "/v1/snapshots",
     tag = "snapshots",
-    params(Filter),
+    params(Filter, Paging),
     responses(
         (status = 200, description = "A page of them", body = Page<Snapshot>),
         (status = "default", description = "Refused", body = Refusal),
@@ -79,9 +73,9 @@ pub struct Filter {
 pub async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Query(filter): Query<Filter>,
+    Listing { paging, filter }: Listing<Filter>,
 ) -> Result<Answer<Page<Snapshot>>, ApiError> {
-    let cut = Paging { limit: filter.limit, cursor: filter.cursor }.cut()?;
+    let cut = paging.cut()?;
     let only = filter.sandbox.as_deref().map(sandbox_id).transpose()?;
     let mut views = visible(&app, &caller).await?;
     views.retain(|view| only.as_ref().is_none_or(|only| view.sandbox == *only));

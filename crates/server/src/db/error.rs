@@ -22,6 +22,18 @@ pub enum DbError {
         #[source]
         source: sqlx::Error,
     },
+    /// It is not who it should be, or it has no TLS. Later it may be.
+    #[error(
+        "cannot {step}: there is no TLS connection to the database; with sslmode=verify-full its certificate has to be of the host \
+         that the URL names, valid now, and signed by an authority of this system's or in the file that sslrootcert names"
+    )]
+    Untrusted {
+        /// What was tried.
+        step: &'static str,
+        /// What the driver says.
+        #[source]
+        source: sqlx::Error,
+    },
     /// It did not answer in time. Later it may work again.
     #[error("cannot {step}: the database has not answered within {} s; is it locked, stopped or overloaded?", after.as_secs_f32())]
     TimedOut {
@@ -123,7 +135,7 @@ impl DbError {
     /// Whether the database is just not there now, and the same call may work later.
     pub fn is_unavailable(&self) -> bool {
         match self {
-            Self::Unavailable { .. } | Self::TimedOut { .. } | Self::Replaced { .. } => true,
+            Self::Unavailable { .. } | Self::Untrusted { .. } | Self::TimedOut { .. } | Self::Replaced { .. } => true,
             Self::Full { .. }
             | Self::Corrupt { .. }
             | Self::Unreadable { .. }
@@ -140,6 +152,7 @@ impl DbError {
     pub(super) fn of(step: &'static str, backend: Backend, source: sqlx::Error) -> Self {
         match kind(backend, &source) {
             Kind::Unavailable => Self::Unavailable { step, source },
+            Kind::Untrusted => Self::Untrusted { step, source },
             Kind::Full => Self::Full { step, source },
             Kind::Corrupt => Self::Corrupt { step, source },
             Kind::Query => Self::Query { step, source },
@@ -150,6 +163,7 @@ impl DbError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Unavailable,
+    Untrusted,
     Full,
     Corrupt,
     Query,
@@ -162,8 +176,10 @@ fn kind(backend: Backend, error: &sqlx::Error) -> Kind {
             (Backend::Postgres, Some(code)) => postgres_kind(&code),
             (Backend::Sqlite | Backend::Postgres, None) => Kind::Query,
         },
+        sqlx::Error::Tls(_) => Kind::Untrusted,
+        // What TLS itself finds wrong comes as such.
+        sqlx::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => Kind::Untrusted,
         sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
         | sqlx::Error::Protocol(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed

@@ -23,7 +23,12 @@ pub(super) async fn run(options: &AnyConnectOptions, backend: Backend) -> Result
     let attempts = async {
         for _ in 1..limits::OPEN_ATTEMPTS {
             match once(options, backend).await {
-                Err(DbError::Unavailable { .. } | DbError::Query { .. } | DbError::Migration { .. }) => {
+                Err(
+                    DbError::Unavailable { .. }
+                    | DbError::Untrusted { .. }
+                    | DbError::Query { .. }
+                    | DbError::Migration { .. },
+                ) => {
                     sleep(limits::OPEN_PAUSE).await;
                 }
                 done => return done,

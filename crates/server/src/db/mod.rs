@@ -49,7 +49,7 @@ pub use audit::NewAuditEntry;
 pub use error::DbError;
 pub use operations::{Begun, NewOperation, OperationEnd, OperationRow};
 pub use sandboxes::SandboxRow;
-pub use url::{DatabaseUrl, UrlError};
+pub use url::{DatabaseUrl, TlsUrlError, UrlError};
 
 use call::{Call, Start};
 use row::bigint;

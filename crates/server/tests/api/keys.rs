@@ -149,6 +149,29 @@ async fn a_reader_is_told_no_secrets() {
 }
 
 #[tokio::test]
+async fn forks_that_are_made_together_have_each_a_token_of_its_own() {
+    let server = Server::start().await.ready().await;
+    let made = server.api.post("/v1/sandboxes", json!({"traffic_token": true})).await.ok()["sandbox"].clone();
+    let path = format!("/v1/sandboxes/{}", made["id"].as_str().unwrap());
+    let forked = server.api.post(&format!("{path}/fork"), json!({"count": 3})).await.ok();
+    let forks = forked["forks"].as_array().unwrap().iter().map(|fork| &fork["sandbox"]);
+    let mut tokens: Vec<String> =
+        forks.clone().chain([&made]).map(|one| one["traffic_token"].as_str().unwrap().to_owned()).collect();
+    let fork = forks.clone().next().unwrap();
+    let id = fork["id"].as_str().unwrap();
+    assert_eq!(server.api.get(&format!("/v1/sandboxes/{id}")).await.ok(), *fork, "it stays the same");
+    let ask = |token: String| {
+        let url = format!("http://{}/proxy/80-{id}/", server.address);
+        reqwest::Client::new().get(url).header("x-wrenn-traffic-token", token).send()
+    };
+    assert_eq!(ask(tokens[1].clone()).await.unwrap().status(), 401, "another fork's token");
+    assert_ne!(ask(tokens[0].clone()).await.unwrap().status(), 401, "its own");
+    tokens.sort();
+    tokens.dedup();
+    assert_eq!(tokens.len(), 4, "{tokens:?}");
+}
+
+#[tokio::test]
 async fn a_revoked_key_is_refused_at_once() {
     let server = Server::start().await.ready().await;
     let (key, api) = server.key(json!({"name": "short"})).await;

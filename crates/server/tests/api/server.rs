@@ -74,9 +74,8 @@ impl Server {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut config = Config::new(url, address);
         // A test is faster than any client.
-        config.rate = 1_000_000;
+        let mut config = Config { rate: 1_000_000, ..Config::default() };
         change(&mut config);
         let running = app::start(agent, db, config);
         let router = route::router(&running.app);

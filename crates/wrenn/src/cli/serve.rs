@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use wrenn_agent::rpc::{TlsAddress, TlsFiles};
 
 use super::AgentArgs;
 
@@ -16,16 +17,51 @@ pub struct ServeArgs {
     /// How the server is.
     #[command(flatten)]
     pub server: ServiceArgs,
-    /// How the agent is.
+    /// Whether the agent is on another host.
+    #[command(flatten)]
+    pub far: FarAgentArgs,
+    /// How this host's own agent is.
     #[command(flatten)]
     pub agent: AgentArgs,
+}
+
+/// Which agent of another host is served instead of one of this host's own. Nothing of this is about this host then.
+#[derive(Debug, Default, Args)]
+pub struct FarAgentArgs {
+    /// Be no agent: serve the sandboxes of the agent that listens there (`wrenn agent --listen-tls`), as the host of that name.
+    #[arg(
+        long = "agent",
+        value_name = "HOST:PORT",
+        requires_all = ["agent_tls_cert", "agent_tls_key", "agent_tls_ca"],
+        conflicts_with_all = ["pool", "standby", "memory", "fault", "pause_all", "destroy_all"]
+    )]
+    pub far_agent: Option<TlsAddress>,
+    /// The certificate to show to that agent, and after it those up to its CA; PEM. It is read when the service starts, as are
+    /// the next two.
+    #[arg(long, value_name = "FILE", requires = "far_agent")]
+    pub agent_tls_cert: Option<PathBuf>,
+    /// The certificate's private key, unencrypted; PEM. Only root should be able to read it.
+    #[arg(long, value_name = "FILE", requires = "far_agent")]
+    pub agent_tls_key: Option<PathBuf>,
+    /// The CA that has signed the agent's certificate; PEM.
+    #[arg(long, value_name = "FILE", requires = "far_agent")]
+    pub agent_tls_ca: Option<PathBuf>,
+}
+
+impl FarAgentArgs {
+    /// Where the agent is, and with what it is reached; `None` when this host's own is meant.
+    pub fn wanted(self) -> Option<(TlsAddress, TlsFiles)> {
+        let files = TlsFiles { cert: self.agent_tls_cert?, key: self.agent_tls_key?, ca: self.agent_tls_ca? };
+        Some((self.far_agent?, files))
+    }
 }
 
 /// How the server is.
 #[derive(Clone, Debug, Args)]
 pub struct ServiceArgs {
     /// The database: postgres://USER:PASSWORD@HOST/NAME; by default SQLite in WRENN_DIR. It is shown in lists of processes:
-    /// prefer the environment.
+    /// prefer the environment. ?sslmode=require encrypts the connection; ?sslmode=verify-full, with &sslrootcert=FILE where the
+    /// authority is one's own, makes sure of whose it is as well.
     #[arg(long, env = "WRENN_DATABASE", value_name = "URL", hide_env_values = true)]
     pub database: Option<String>,
     /// A domain whose hosts PORT-ID.DOMAIN are ports of sandboxes; may be repeated.

@@ -8,7 +8,10 @@
 //!
 //! The server holds no sandbox: it is started again when it ends, and nobody loses anything but a connection. It ends with its
 //! parent, however that ends; sandboxes go on, as they do under an agent.
+//!
+//! With `--agent` the agent is on another host ([`far`]): then there is none here, and the server's process goes there over TLS.
 
+mod far;
 mod room;
 mod worker;
 
@@ -23,18 +26,22 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
+use wrenn_agent::instance::Instance;
 use wrenn_agent::rpc;
 use wrenn_sys::spawn::{Child, ExitStatus, Spawn};
 
+use self::far::Far;
 use self::room::Room;
 use crate::agent_cmd::{Agent, raise_descriptor_limit};
 use crate::cli::{Programs, ServeArgs, ServiceArgs};
 use crate::execution::Signals;
 
-pub use worker::{backup, local, run as run_worker};
+pub use worker::{backup, local, make_key, run as run_worker};
 
 /// Descriptor of the listener in the server's process.
 const LISTENER_FD: i32 = 3;
+/// Descriptor of who the server is to an agent on another host.
+const FAR_FD: i32 = 4;
 /// A server that ends sooner after its start than this did not get anywhere.
 const SETTLED_AFTER: Duration = Duration::from_secs(5);
 /// How often that may happen one after the other.
@@ -53,20 +60,35 @@ pub fn run(dir: &Path, programs: &Programs, args: ServeArgs) -> Result<ExitCode>
 async fn serve(dir: &Path, programs: &Programs, args: ServeArgs) -> Result<()> {
     let mut signals = Signals::new()?;
     // First of all what a person can get wrong.
-    room::database(args.server.database.as_deref())?;
+    room::check_database(args.server.database.as_deref())?;
+    let far = args.far.wanted().map(|(address, files)| Far::read(&address, &files)).transpose()?;
     let listener = TcpListener::bind(args.listen).with_context(|| {
         format!("cannot listen on {}; is another program there? --listen takes another address", args.listen)
     })?;
     let listen = listener.local_addr().context("the listener has no address")?;
-    let agent = Agent::start(dir, programs, args.agent).await?;
+    let server = Server { dir, args: &args.server, listener, listen, far };
+    match &server.far {
+        Some(far) => {
+            let room = Room::ensure(dir, Instance::open(dir)?.tag())?;
+            let _one_serves = room.lock()?;
+            eprintln!("wrenn: the agent is the one at {}; there is none here", far.address());
+            server.keep(&mut signals).await
+        }
+        None => beside_an_agent(server, Agent::start(dir, programs, args.agent).await?, &mut signals).await,
+    }
+}
+
+/// Serves the agent of this process, and ends it.
+async fn beside_an_agent(server: Server<'_>, agent: Agent, signals: &mut Signals) -> Result<()> {
+    let dir = server.dir;
     let room = Room::ensure(dir, agent.tag)?;
+    let _one_serves = room.lock()?;
     let socket = rpc::listen_for_user(&room.agent_socket(), room.uid).await?;
     let (end, ended) = oneshot::channel::<()>();
     let manager = Arc::new(agent.manager.clone());
     // A sender that is gone is an end as well.
     let serving = tokio::spawn(rpc::serve_for_user(manager, socket, async { drop(ended.await) }, room.uid));
-    let server = Server { dir, args: &args.server, listener, listen };
-    let outcome = server.keep(&mut signals).await;
+    let outcome = server.keep(signals).await;
     drop(end);
     let finished = agent.finish().await;
     serving.await.context("the agent's server made a mistake")?;
@@ -79,6 +101,8 @@ struct Server<'a> {
     args: &'a ServiceArgs,
     listener: TcpListener,
     listen: std::net::SocketAddr,
+    /// The agent, if it is on another host.
+    far: Option<Far>,
 }
 
 impl Server<'_> {
@@ -116,7 +140,10 @@ impl Server<'_> {
         let spawn = worker_process(self.dir, verbose, self.args.database.as_deref());
         let spawn = spawn.arg("--listen").arg(self.listen.to_string());
         let spawn = spawn.arg("--rate").arg(self.args.rate.to_string()).arg("--domain").arg(self.args.domain.join(","));
-        spawn.fd(error.as_fd(), 2).fd(self.listener.as_fd(), LISTENER_FD).start().context("cannot start the server")
+        let spawn = spawn.fd(error.as_fd(), 2).fd(self.listener.as_fd(), LISTENER_FD);
+        let handed = self.far.as_ref().map(Far::hand_over).transpose()?;
+        let spawn = handed.iter().fold(spawn, |spawn, handed| spawn.fd(handed.as_fd(), FAR_FD));
+        spawn.start().context("cannot start the server")
     }
 }
 

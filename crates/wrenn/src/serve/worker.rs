@@ -10,17 +10,19 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use tokio::runtime::Runtime;
+use wrenn_agent::host_agent::HostAgent;
 use wrenn_agent::instance::Instance;
 use wrenn_agent::rpc::Remote;
 use wrenn_client::types::{NewKey, NewKeyRequest, Scope};
 use wrenn_server::config::Config;
-use wrenn_server::db::Database;
+use wrenn_server::db::{Database, DatabaseUrl};
 use wrenn_server::{app, http, new_key, route};
 use wrenn_sys::fds::Inherited;
 use wrenn_sys::spawn::ExitStatus;
 
+use super::far::Far;
 use super::room::{self, Room};
-use super::{LISTENER_FD, worker_process};
+use super::{FAR_FD, LISTENER_FD, worker_process};
 use crate::agent_cmd::raise_descriptor_limit;
 use crate::cli::WorkerArgs;
 use crate::execution::Signals;
@@ -30,16 +32,20 @@ pub fn run(dir: &Path, args: WorkerArgs) -> Result<ExitCode> {
     // Before anything opens something: what is open now was handed over.
     let mut inherited = Inherited::take_all().context("cannot see what the server was handed over")?;
     let listener = inherited.take(LISTENER_FD);
+    let far = inherited.take(FAR_FD).map(Far::receive).transpose()?;
     drop(inherited);
     raise_descriptor_limit();
     let instance = Instance::open(dir)?;
-    Room::ensure(dir, instance.tag())?.enter(Some(args.parent))?;
+    let room = Room::ensure(dir, instance.tag())?;
+    let database = room.database(args.server.database.as_deref())?;
+    room.enter(Some(args.parent))?;
     drop(instance);
     if let Some(name) = &args.backup {
-        return write_backup(&args, name);
+        return write_backup(&database, name);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build()?;
-    runtime.block_on(serve(args, listener.context("the server was started without its listener")?))?;
+    let listener = listener.context("the server was started without its listener")?;
+    runtime.block_on(serve(args, &database, listener, far))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -48,14 +54,16 @@ fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(4)
 }
 
-async fn serve(args: WorkerArgs, listener: OwnedFd) -> Result<()> {
+async fn serve(args: WorkerArgs, database: &DatabaseUrl, listener: OwnedFd, far: Option<Far>) -> Result<()> {
     let mut signals = Signals::new()?;
     let listener = listening(listener)?;
-    let database = room::database(args.server.database.as_deref())?;
-    let db = Database::open(&database).await?;
+    let db = Database::open(database).await?;
     first_key(&db).await?;
-    let config = Config { database, listen: args.listen, domains: args.server.domain, rate: args.server.rate };
-    let agent = Arc::new(Remote::at(&room::agent_socket()));
+    let config = Config { domains: args.server.domain, rate: args.server.rate };
+    let agent: Arc<dyn HostAgent> = match far {
+        Some(far) => Arc::new(far.agent()?),
+        None => Arc::new(Remote::at(&room::agent_socket())),
+    };
     let running = app::start(agent, db, config);
     let router = route::router(&running.app);
     // A service manager's log and a person both find it here.
@@ -86,16 +94,19 @@ async fn first_key(db: &Database) -> Result<()> {
     Ok(())
 }
 
-async fn make_key(db: &Database, wanted: NewKeyRequest) -> Result<NewKey> {
+/// Makes a key in the database itself.
+pub async fn make_key(db: &Database, wanted: NewKeyRequest) -> Result<NewKey> {
     new_key::make(db, wanted).await.map_err(|error| anyhow!(error.body.message))
 }
 
 /// Does something with the database of the instance in `dir`, as the server's user; this process is nobody else any more.
 pub fn local<T>(dir: &Path, url: Option<&str>, work: impl AsyncFnOnce(&Database) -> Result<T>) -> Result<T> {
     let tag = Instance::open(dir)?.tag();
-    Room::ensure(dir, tag)?.enter(None)?;
+    let room = Room::ensure(dir, tag)?;
+    let database = room.database(url)?;
+    room.enter(None)?;
     current_thread()?.block_on(async {
-        let db = Database::open(&room::database(url)?).await?;
+        let db = Database::open(&database).await?;
         let done = work(&db).await;
         db.close().await;
         done
@@ -139,10 +150,9 @@ fn move_file(from: &Path, to: &Path) -> std::io::Result<()> {
     fs::remove_file(from)
 }
 
-fn write_backup(args: &WorkerArgs, name: &str) -> Result<ExitCode> {
-    let url = room::database(args.server.database.as_deref())?;
+fn write_backup(database: &DatabaseUrl, name: &str) -> Result<ExitCode> {
     current_thread()?.block_on(async {
-        let db = Database::open(&url).await?;
+        let db = Database::open(database).await?;
         let written = db.backup(&room::inside(name)).await;
         db.close().await;
         written

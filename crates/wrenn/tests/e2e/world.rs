@@ -33,6 +33,7 @@ impl Stack {
 }
 
 /// Folders of an instance that are made ahead.
+const DOWNLOADS: &str = "downloads";
 const KERNELS: &str = "kernels";
 const TEMPLATES: &str = "templates";
 
@@ -64,6 +65,15 @@ impl World {
     pub fn cold() -> Self {
         let world = Self::without_images();
         for folder in [KERNELS, TEMPLATES] {
+            link_tree(&prepared_images().join(folder), &world.dir().join(folder));
+        }
+        world
+    }
+
+    /// An empty instance with all that templates are built of, and none of them.
+    pub fn without_templates() -> Self {
+        let world = Self::without_images();
+        for folder in [KERNELS, DOWNLOADS] {
             link_tree(&prepared_images().join(folder), &world.dir().join(folder));
         }
         world

@@ -47,7 +47,8 @@ async fn who_has_no_certificate_that_is_good_now_and_for_this_does_not_get_in() 
         (ca.agent("localhost"), "received fatal alert"),
     ] {
         let message = refused("localhost", port, client(&files)).await;
-        assert!(message.lines().all(|line| line.contains(alert)), "{message}");
+        let says = |line: &str| line.contains(alert) && line.contains("has to be a client's, valid now");
+        assert!(message.lines().all(says), "{message}");
     }
     assert_eq!(fake.count(), 0);
     Remote::over_tls(address("localhost", port), ca.client()).create(request()).await.unwrap();
@@ -60,6 +61,7 @@ async fn an_agent_that_is_not_who_it_should_be_is_not_asked() {
     let (_fake, port) = serve_with(&ca).await;
     let message = refused("127.0.0.1", port, ca.client()).await;
     assert!(message.contains(&format!("127.0.0.1:{port}: invalid peer certificate")), "{message}");
+    assert!(message.contains("has to be of the host that is asked for"), "{message}");
     let distrustful = TlsFiles { ca: other.file("ca.pem"), ..ca.visitor() };
     let message = refused("localhost", port, client(&distrustful)).await;
     assert!(message.contains("localhost") && message.contains("invalid peer certificate"), "{message}");
@@ -171,6 +173,15 @@ fn all_that_is_wrong_with_the_files_is_said_at_once() {
         let text = problem.to_string();
         assert!(text.contains(file.to_str().unwrap()) && text.contains("it has to be"), "{text}");
     }
+
+    let handed = serde_json::to_vec(&TlsHandover::read(&good).unwrap()).unwrap();
+    let handed: TlsHandover = serde_json::from_slice(&handed).unwrap();
+    assert!(!format!("{handed:?}").contains("pem:"), "{handed:?}");
+    std::fs::rename(&good.key, ca.file("gone.key")).unwrap();
+    assert!(TlsIdentity::try_from(handed).is_ok(), "what was read once is not read again");
+    std::fs::rename(ca.file("gone.key"), &good.key).unwrap();
+    let TlsError(problems) = TlsHandover::read(&wrong).unwrap_err();
+    assert_eq!(problems.len(), 3, "{problems:?}");
 
     let swapped = TlsFiles { key: ca.late_visitor().key, ..good.clone() };
     let text = TlsIdentity::read(&swapped).unwrap_err().to_string();

@@ -1,4 +1,5 @@
-//! `POST /files`: bytes of one or several files, written in place as they arrive.
+//! `POST /files`: bytes of one or several files, written in place as they arrive; or beside their place, if they are to appear
+//! when they are whole.
 //!
 //! A client that watches the directory counts events, so a file is made by exactly three steps: create, change of owner,
 //! write. Up to [`limits::UPLOAD_BUFFER_BYTES`] are kept back, which makes the write of a small file a single one, and
@@ -25,6 +26,7 @@ use rustix::io::Errno;
 
 use super::headers;
 use super::multipart::{Event, MultipartError, Parser};
+use super::part::Part;
 use crate::envd::entry::{self, METADATA_PREFIX};
 use crate::envd::files_limits as limits;
 use crate::envd::filesystem::operations::{self, FsError};
@@ -97,7 +99,7 @@ pub enum UploadError {
 
 impl UploadError {
     /// The error of a step on a file, for `map_err`; a full disk is an error of its own.
-    fn write<E: Into<io::Error>>(step: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+    pub(super) fn write<E: Into<io::Error>>(step: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
         move |error| {
             let source = error.into();
             match source.kind() {
@@ -124,6 +126,8 @@ pub struct Plan {
     pub metadata: Vec<(String, String)>,
     /// Bytes the target will take, where that is known.
     pub size: Option<u64>,
+    /// Each file appears under its name when it is whole.
+    pub whole: bool,
 }
 
 /// How the files are in the body.
@@ -150,7 +154,7 @@ impl Upload {
         let mut files = Files { plan, form, current: None, done: Vec::new() };
         if let Some(target) = files.plan.target.clone() {
             check_target(&target)?;
-            check_space(&target, files.plan.size.unwrap_or(0))?;
+            check_space(&target, &files.plan)?;
         }
         if matches!(files.form, Form::Whole) {
             files.open(None)?;
@@ -203,9 +207,12 @@ fn check_target(path: &Path) -> Result<(), UploadError> {
     }
 }
 
-/// Refuses what cannot fit, before an existing file is emptied for nothing. What it takes now counts as free.
-fn check_space(path: &Path, size: u64) -> Result<(), UploadError> {
-    let reusable = std::fs::metadata(path).map_or(0, |there| there.blocks() * BLOCK_BYTES);
+/// Refuses what cannot fit, before an existing file is emptied for nothing. What it takes now counts as free, unless it stays
+/// until the new one is whole.
+fn check_space(path: &Path, plan: &Plan) -> Result<(), UploadError> {
+    let size = plan.size.unwrap_or(0);
+    let there = std::fs::metadata(path).ok().filter(|_| !plan.whole);
+    let reusable = there.map_or(0, |there| there.blocks() * BLOCK_BYTES);
     let Some(about) = path.ancestors().find_map(|ancestor| rustix::fs::statvfs(ancestor).ok()) else { return Ok(()) };
     let free = about.f_bfree.saturating_mul(about.f_frsize).saturating_add(reusable);
     // A file system without a size, as some in user space, cannot tell.
@@ -270,7 +277,7 @@ impl Files {
             return Err(UploadError::TooManyFiles);
         }
         check_target(&path)?;
-        self.current = Some(Target { path, buffer: Vec::new(), file: None });
+        self.current = Some(Target { path, buffer: Vec::new(), file: None, part: None });
         Ok(())
     }
 
@@ -300,6 +307,8 @@ struct Target {
     path: PathBuf,
     buffer: Vec<u8>,
     file: Option<File>,
+    /// There from then on, if the file is to appear when it is whole.
+    part: Option<Part>,
 }
 
 impl Target {
@@ -319,6 +328,7 @@ impl Target {
         if self.file.is_none() {
             self.write(&[], plan)?;
         }
+        self.part.map_or(Ok(()), Part::finish)?;
         Ok(self.path)
     }
 
@@ -336,6 +346,12 @@ impl Target {
     fn write(&mut self, data: &[u8], plan: &Plan) -> Result<(), UploadError> {
         let mut file = match self.file.take() {
             Some(file) => file,
+            None if plan.whole => {
+                let (part, file) = Part::begin(&self.path, &plan.owner)?;
+                self.part = Some(part);
+                replace_metadata(&file, &self.path, &plan.metadata)?;
+                file
+            }
             None => open_target(&self.path, plan)?,
         };
         file.write_all(data).map_err(UploadError::write("write", &self.path))?;

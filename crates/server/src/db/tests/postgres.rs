@@ -5,13 +5,15 @@
 
 #![allow(clippy::disallowed_methods, reason = "the PostgreSQL server is what these tests need beside them")]
 
-use std::os::unix::fs::chown;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, chown};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use super::*;
@@ -36,6 +38,8 @@ async fn all_of_it_works_with_postgresql() {
     a_frozen_server_is_unavailable_until_it_goes_on(&server).await;
     a_stopped_server_is_unavailable_until_it_is_back(&mut server).await;
     what_is_not_there_is_told(&server).await;
+    a_server_without_tls_is_not_talked_to_in_the_clear(&server).await;
+    tls_is_what_the_url_says(&mut server).await;
 }
 
 async fn a_backup_is_pg_dump_s(server: &Server) {
@@ -107,6 +111,113 @@ async fn what_is_not_there_is_told(server: &Server) {
     assert!(error.is_unavailable() && format!("{error:?}").contains("does not exist"), "{error:?}");
 }
 
+async fn a_server_without_tls_is_not_talked_to_in_the_clear(server: &Server) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // What a server without TLS says to who asks for it.
+    let refusing = thread::spawn(move || {
+        for _ in 0..limits::OPEN_ATTEMPTS {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 8]).unwrap();
+            stream.write_all(b"N").unwrap();
+            assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "nothing is said in the clear");
+        }
+    });
+    untrusted(&format!("postgres://wrenn@127.0.0.1:{port}/postgres?sslmode=require")).await;
+    refusing.join().unwrap();
+    assert!(encryption(&server.url("postgres")).await.contains("false"));
+}
+
+async fn tls_is_what_the_url_says(server: &mut Server) {
+    server.stop();
+    let (ca, other) = (Ca::new(&server.folder, "ca"), Ca::new(&server.folder, "other"));
+    server.tls = Some(Tls::new(server, &ca, "localhost"));
+    server.run();
+    let port = server.tls.as_ref().unwrap().port;
+    let url = |host: &str, rest: &str| format!("postgres://wrenn@{host}:{port}/postgres?{rest}");
+    let verified = |ca: &Ca| format!("sslmode=verify-full&sslrootcert={}", ca.file.display());
+    for good in [url("127.0.0.1", "sslmode=require"), url("localhost", &verified(&ca))] {
+        let url: DatabaseUrl = good.parse().unwrap();
+        assert!(encryption(&url).await.contains("true"), "{good}");
+        open(&url).await.close().await;
+    }
+    untrusted(&url("localhost", &verified(&other))).await;
+    untrusted(&url("localhost", "sslmode=verify-full")).await;
+    untrusted(&url("127.0.0.1", &verified(&ca))).await;
+}
+
+/// That a database is not opened, and that it is said why.
+async fn untrusted(url: &str) {
+    let error = Database::open(&url.parse().unwrap()).await.err().unwrap();
+    assert!(matches!(error, DbError::Untrusted { .. }) && error.is_unavailable(), "{url}: {error:?}");
+}
+
+/// What the server says of a connection's encryption.
+async fn encryption(url: &DatabaseUrl) -> String {
+    let mut connection = beside(url).await;
+    let select = "SELECT CAST(ssl AS TEXT) FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    let said = sqlx::query_scalar(select).fetch_one(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    said
+}
+
+/// An authority.
+struct Ca {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    file: PathBuf,
+}
+
+impl Ca {
+    fn new(folder: &tempfile::TempDir, name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let file = folder.path().join(format!("{name}.pem"));
+        fs::write(&file, issuer.pem()).unwrap();
+        Self { issuer, file }
+    }
+}
+
+/// What a server needs for TLS.
+struct Tls {
+    port: u16,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+impl Tls {
+    fn new(server: &Server, ca: &Ca, host: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let cert = CertificateParams::new([host.to_owned()]).unwrap().signed_by(&key, &ca.issuer).unwrap();
+        // It is ours as long as nobody else takes it, which is short.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let file = |name: &str, text: String| {
+            let path = server.folder.path().join(name);
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            if let Some((uid, gid)) = server.user {
+                chown(&path, Some(uid), Some(gid)).unwrap();
+            }
+            path
+        };
+        Self { port, cert: file("server.pem", cert.pem()), key: file("server.key", key.serialize_pem()) }
+    }
+
+    fn options(&self) -> Vec<String> {
+        let Self { port, cert, key } = self;
+        let (cert, key) = (cert.display(), key.display());
+        let options = [
+            "listen_addresses=127.0.0.1".to_owned(),
+            format!("port={port}"),
+            "ssl=on".to_owned(),
+            format!("ssl_cert_file={cert}"),
+            format!("ssl_key_file={key}"),
+        ];
+        options.into_iter().flat_map(|option| ["-c".to_owned(), option]).collect()
+    }
+}
+
 /// A PostgreSQL server of our own.
 pub(super) struct Server {
     /// Ended before its folder goes.
@@ -115,6 +226,8 @@ pub(super) struct Server {
     /// Whom it runs as, when we are root.
     user: Option<(u32, u32)>,
     databases: AtomicU32,
+    /// It is reached over TLS, and not only over its socket.
+    tls: Option<Tls>,
     folder: tempfile::TempDir,
 }
 
@@ -125,7 +238,8 @@ impl Server {
         if let Some((uid, gid)) = user {
             chown(folder.path(), Some(uid), Some(gid)).unwrap();
         }
-        let mut server = Self { running: None, programs: programs(), user, databases: AtomicU32::new(0), folder };
+        let (programs, databases) = (programs(), AtomicU32::new(0));
+        let mut server = Self { running: None, programs, user, databases, tls: None, folder };
         server.initdb();
         server.run();
         server
@@ -162,6 +276,7 @@ impl Server {
         command.arg("--").arg(self.programs.join("postgres")).arg("-D").arg(self.data());
         command.arg("-k").arg(self.folder.path());
         command.args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=60"]);
+        command.args(self.tls.iter().flat_map(Tls::options));
         command.env_clear().env("LC_ALL", "C").current_dir(self.folder.path());
         let log = fs::File::create(self.folder.path().join("log")).unwrap();
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();

@@ -4,7 +4,9 @@
 
 mod browser;
 mod commands;
+mod hosts;
 mod keys;
 mod life;
 mod server;
 mod streams;
+mod templates;

@@ -17,6 +17,8 @@ const FIRST_KEY: &str = "wrenn: the first key, told this once: ";
 /// An instance with a service from begin to end; a [`World`] in all else.
 pub struct Service {
     world: World,
+    /// What it is told beside where to listen.
+    args: Vec<String>,
     child: Option<Child>,
     listen: String,
     /// Its first key.
@@ -26,11 +28,12 @@ pub struct Service {
 impl Service {
     /// An empty instance that is served.
     pub fn begin() -> Self {
-        Self::of(World::new())
+        Self::of(World::new(), Vec::new())
     }
 
-    fn of(world: World) -> Self {
-        let mut service = Self { world, child: None, listen: "127.0.0.1:0".to_owned(), key: String::new() };
+    /// An empty instance that is served with these arguments.
+    pub fn of(world: World, args: Vec<String>) -> Self {
+        let mut service = Self { world, args, child: None, listen: "127.0.0.1:0".to_owned(), key: String::new() };
         service.start();
         service.key = service.said(FIRST_KEY).expect("an empty database gets a first key");
         service
@@ -41,6 +44,7 @@ impl Service {
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         let already = self.words().matches(SERVING).count();
         let mut command = self.world.wrenn(&["-v", "serve", "--listen", &self.listen]);
+        command.args(&self.args);
         let mut child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let begun = Instant::now();
         while self.words().matches(SERVING).count() == already {
@@ -79,9 +83,14 @@ impl Service {
 
     /// Its API, with the first key.
     pub async fn api(&self) -> Api {
-        let api = Api::open(&self.url(), Some(&self.key)).await;
+        let api = self.api_as_it_is().await;
         api.until_ready().await;
         api
+    }
+
+    /// The same, also while the server lacks something.
+    pub async fn api_as_it_is(&self) -> Api {
+        Api::open(&self.url(), Some(&self.key)).await
     }
 
     /// The server's own process.
