@@ -9,6 +9,7 @@ use wrenn_engine::vmm::Description;
 use crate::attributes::Attributes;
 
 /// Whether secrets are in the answer.
+use crate::snapshot_names;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secrets {
     /// They are.
@@ -99,7 +100,7 @@ pub fn snapshot(view: &SnapshotView, host: &str) -> types::Snapshot {
     types::Snapshot {
         id: view.id.to_string(),
         host: host.to_owned(),
-        name: view.name.clone(),
+        name: snapshot_names::own(view).map(str::to_owned),
         created_unix_ms: view.created_unix_ms,
         sandbox: view.sandbox.to_string(),
         template: view.template.clone(),

@@ -39,6 +39,7 @@ pub mod rate;
 pub mod record;
 pub mod route;
 pub mod samples;
+pub mod snapshot_names;
 pub mod time;
 pub mod ui;
 pub mod ways;
