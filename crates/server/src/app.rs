@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::convert::{self, Secrets};
 use crate::db::Database;
 use crate::error::ApiError;
-use crate::exec_log::ExecLog;
+use crate::exec_log::{self, ExecLog};
 use crate::metrics::Metrics;
 use crate::operations::{self, Operations};
 use crate::proxy::Proxy;
@@ -70,6 +70,7 @@ pub struct Running {
 }
 
 impl Drop for Running {
+    execs: JoinHandle<()>,
     fn drop(&mut self) {
         for task in &self.tasks {
             task.abort();
@@ -77,12 +78,15 @@ impl Drop for Running {
     }
 }
 
+        self.execs.abort();
 impl Running {
     /// Ends it once what is to be written down has been.
     pub async fn finish(mut self) {
         self.app.audit.close();
-        if tokio::time::timeout(limits::END_LIMIT, &mut self.audit).await.is_err() {
-            tracing::warn!("the audit log's last entries were not written: the database does not answer");
+        self.app.execs.close();
+        let written = async { tokio::join!(&mut self.audit, &mut self.execs) };
+        if tokio::time::timeout(limits::END_LIMIT, written).await.is_err() {
+            tracing::warn!("the last entries of audit and commands were not written: the database does not answer");
         }
         self.app.db.close().await;
     }
@@ -118,10 +122,13 @@ pub fn start(agent: Arc<dyn HostAgent>, db: Database, config: Config) -> Running
         tokio::spawn(record::write(recorded, Arc::clone(&app))).abort_handle(),
         tokio::spawn(samples::measure(samples, world, agent)).abort_handle(),
         tokio::spawn(operations::settle(Arc::clone(&app))).abort_handle(),
+    let log = app.execs.clone();
+    let execs = tokio::spawn(exec_log::write(log.clone(), db.clone(), Arc::clone(&world)));
     ];
-    Running { app, tasks, audit }
+    Running { app, tasks, audit, execs }
 }
 
+        tokio::spawn(exec_log::sweep(log, db, Arc::clone(&world), Arc::clone(&agent))).abort_handle(),
 impl App {
     /// The sandbox `id`, if it is there and the caller may see it: what is somebody else's looks as if it were not there.
     pub async fn sandbox(&self, caller: &Caller, id: &SandboxId) -> Result<Arc<View>, ApiError> {

@@ -120,8 +120,12 @@ pub const AUDIT_KEPT: u64 = 1_000_000;
 /// Departures that are remembered in memory; the database has the rest.
 pub const DEPARTURES_REMEMBERED_MAX: usize = 10_000;
 
-/// Commands of one sandbox that are remembered.
-pub const EXECS_LOGGED_MAX: usize = 100;
+/// Commands of one sandbox that are remembered: as many as the database keeps.
+pub const EXECS_LOGGED_MAX: usize = crate::db::limits::EXECS_KEPT as usize;
+/// What is kept of a command's words, in bytes.
+pub const EXEC_LINE_BYTES_MAX: usize = 4096;
+/// How often the log of commands is written, at best: one that prints all the time is written that often.
+pub const EXECS_WRITTEN_EVERY: Duration = Duration::from_secs(1);
 
 /// The most of a console that an answer holds, in bytes: the agent's whole ring.
 pub const CONSOLE_BYTES_MAX: u32 = 256 * 1024;

@@ -351,13 +351,13 @@ pub struct Metrics {
 pub struct LoggedExec {
     /// Its pid in the sandbox.
     pub pid: u32,
-    /// The command.
+    /// The command; one that is very long is cut.
     pub command: Vec<String>,
     /// When it began.
     pub started_unix_ms: u64,
     /// When its end was seen; null while it runs, or when nobody was there to see.
     pub ended_unix_ms: Option<u64>,
-    /// How it ended.
+    /// How it ended; unknown if the server that ran it was killed meanwhile.
     pub exit: Option<Exit>,
     /// How much it had written when it was last seen.
     pub output_bytes: u64,

@@ -74,5 +74,5 @@ pub async fn logs(
     let most = how_much.bytes.unwrap_or(limits::CONSOLE_BYTES_MAX).min(limits::CONSOLE_BYTES_MAX);
     let tail = app.agent.console(&id, most).await?;
     let truncated = tail.len() >= most as usize;
-    Ok(Answer(Logs { console: Bytes::of(&tail, truncated), execs: app.execs.of(&id) }))
+    Ok(Answer(Logs { console: Bytes::of(&tail, truncated), execs: app.execs.of(&app.db, &id).await? }))
 }

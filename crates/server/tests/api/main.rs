@@ -7,6 +7,7 @@ mod bad_input;
 mod database;
 mod document;
 mod keys;
+mod logs;
 mod operations;
 mod quotas;
 mod server;
