@@ -1,15 +1,17 @@
 //! The agent's words as the API's, and back. Pure.
 
 use wrenn_agent::envd_client::{ExecEnd, RunningProcess};
-use wrenn_agent::host_agent::{self, Departure, Ended, Phase, SnapshotView, Stat, TemplateView, View, WarmView};
+use wrenn_agent::host_agent::{
+    self, Departure, Ended, GuestStat, Phase, SnapshotView, Stat, TemplateView, View, WarmView,
+};
 use wrenn_agent::sandbox::Timing;
 use wrenn_client::types;
 use wrenn_engine::vmm::Description;
 
 use crate::attributes::Attributes;
+use crate::snapshot_names;
 
 /// Whether secrets are in the answer.
-use crate::snapshot_names;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secrets {
     /// They are.
@@ -179,5 +181,18 @@ pub fn sample(stat: &Stat, unix_ms: u64, cpu_percent: Option<f64>) -> types::Sam
         disk_shared_bytes: stat.disk_shared_bytes,
         network_rx_bytes: stat.network_rx_bytes,
         network_tx_bytes: stat.network_tx_bytes,
+        guest: stat.guest.as_ref().map(guest_sample),
+    }
+}
+
+fn guest_sample(guest: &GuestStat) -> types::GuestSample {
+    types::GuestSample {
+        unix_ms: guest.unix_ms,
+        cpus: guest.cpus,
+        cpu_percent: guest.cpu_percent,
+        memory_total_bytes: guest.memory_total_bytes,
+        memory_used_bytes: guest.memory_used_bytes,
+        disk_total_bytes: guest.disk_total_bytes,
+        disk_used_bytes: guest.disk_used_bytes,
     }
 }

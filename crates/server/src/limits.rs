@@ -134,6 +134,8 @@ pub const CONSOLE_BYTES_MAX: u32 = 256 * 1024;
 pub const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 /// What measuring one may take of that: with more of them it is done less often.
 pub const SAMPLE_COST: Duration = Duration::from_millis(5);
+/// Sandboxes that are measured at once.
+pub const SAMPLED_AT_ONCE: usize = 8;
 /// Measurements of one sandbox that are kept: an hour.
 pub const SAMPLES_KEPT: usize = 720;
 

@@ -41,6 +41,7 @@ pub async fn metrics(
     Query(since): Query<Since>,
 ) -> Result<Answer<Metrics>, ApiError> {
     app.sandbox(&caller, &id).await?;
+    app.samples.refresh(&id, app.agent.as_ref()).await;
     Ok(Answer(Metrics { samples: app.samples.of(&id, since.since_unix_ms) }))
 }
 
