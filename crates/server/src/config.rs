@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use crate::db::DatabaseUrl;
 use crate::limits;
+use crate::traces::Endpoint;
 
 /// How this server is.
 #[derive(Clone, Debug)]
@@ -16,11 +17,13 @@ pub struct Config {
     pub domains: Vec<String>,
     /// Requests per second of one key.
     pub rate: u32,
+    /// The collector that traces are sent to, if they are.
+    pub traces: Option<Endpoint>,
 }
 
 impl Config {
     /// With the usual rest.
     pub fn new(database: DatabaseUrl, listen: SocketAddr) -> Self {
-        Self { database, listen, domains: vec!["localhost".to_owned()], rate: limits::RATE_DEFAULT }
+        Self { database, listen, domains: vec!["localhost".to_owned()], rate: limits::RATE_DEFAULT, traces: None }
     }
 }

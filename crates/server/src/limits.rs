@@ -156,5 +156,18 @@ pub const FILE_BUFFER_BYTES: usize = 256 * 1024;
 /// How long a guest may take over one call about its files.
 pub const FILE_CALL_LIMIT: Duration = Duration::from_secs(60);
 
+/// Spans that wait to be sent to a collector; more are lost. One takes about a kilobyte.
+pub const SPANS_QUEUED_MAX: usize = 4096;
+/// Spans of one batch.
+pub const SPANS_AT_ONCE_MAX: usize = 512;
+/// How often they are sent, if there are not enough for a batch before.
+pub const SPANS_SENT_EVERY: Duration = Duration::from_secs(2);
+/// How long a collector has to take a batch: it is on this host, or near it.
+pub const SPANS_SENT_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is said that a collector does not take what it is sent.
+pub const TRACES_TROUBLE_SAID_EVERY: Duration = Duration::from_secs(60);
+/// Longest answer of a collector, in bytes: it says how many spans it did not like, and why.
+pub const COLLECTOR_ANSWER_BYTES_MAX: usize = 64 * 1024;
+
 /// Entries of a listing: what fits an answer that a browser still shows.
 pub const ENTRIES_MAX: usize = 10_000;

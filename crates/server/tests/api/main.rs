@@ -14,3 +14,4 @@ mod server;
 mod slow_clients;
 mod streams;
 mod surface;
+mod traces;

@@ -22,7 +22,7 @@ use wrenn_sys::spawn::ExitStatus;
 use super::room::{self, Room};
 use super::{LISTENER_FD, worker_process};
 use crate::agent_cmd::raise_descriptor_limit;
-use crate::cli::WorkerArgs;
+use crate::cli::{ServiceArgs, WorkerArgs};
 use crate::execution::Signals;
 
 /// Serves until its parent ends it.
@@ -54,7 +54,8 @@ async fn serve(args: WorkerArgs, listener: OwnedFd) -> Result<()> {
     let database = room::database(args.server.database.as_deref())?;
     let db = Database::open(&database).await?;
     first_key(&db).await?;
-    let config = Config { database, listen: args.listen, domains: args.server.domain, rate: args.server.rate };
+    let ServiceArgs { domain, rate, otlp_endpoint, .. } = args.server;
+    let config = Config { database, listen: args.listen, domains: domain, rate, traces: otlp_endpoint };
     let agent = Arc::new(Remote::at(&room::agent_socket()));
     let running = app::start(agent, db, config);
     let router = route::router(&running.app);

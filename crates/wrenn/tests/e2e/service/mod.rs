@@ -8,3 +8,4 @@ mod keys;
 mod life;
 mod server;
 mod streams;
+mod traces;
