@@ -5,7 +5,7 @@ import { gauge, mergeSamples, rate } from '../src/pure/samples';
 import { highest, latest, niceTop, sparkArea, sparkLine } from '../src/pure/spark';
 
 function sample(unix_ms: number, cpu_percent: number | null, network_rx_bytes: number | null = 0): Sample {
-  return { unix_ms, cpu_percent, memory_bytes: 0, disk_own_bytes: 0, disk_shared_bytes: 0, network_rx_bytes, network_tx_bytes: 0 };
+  return { unix_ms, cpu_percent, memory_bytes: 0, disk_own_bytes: 0, disk_shared_bytes: 0, network_rx_bytes, network_tx_bytes: 0, guest: null };
 }
 
 test('samples are merged in order, once each, and the old ones go', () => {

@@ -22,7 +22,7 @@ use wrenn_engine::vmm::{Accel, Description, DriverKind};
 use crate::changes::Announcer;
 use crate::host_agent::{
     AgentError, Bond, Change, Changed, Changes, Code, CreateRequest, Created, Departure, Ended, ForkRequest, Forked,
-    Fresh, HostAgent, HostView, PauseOptions, Phase, Progress, ResumeOptions, SnapshotRequest, SnapshotView,
+    Fresh, GuestStat, HostAgent, HostView, PauseOptions, Phase, Progress, ResumeOptions, SnapshotRequest, SnapshotView,
     Snapshotted, Source, Start, Stat, TemplateView, Timeout, Tunnel, View, WarmView, Warmed,
 };
 use crate::policy::{self, Verb};
@@ -331,6 +331,20 @@ pub fn stat(view: &View) -> Stat {
         vmm_pid: runs.then_some(77),
         network_rx_bytes: runs.then_some(u64::MAX),
         network_tx_bytes: runs.then_some(0),
+        guest: runs.then(guest_stat),
+    }
+}
+
+/// What a guest says of itself.
+pub fn guest_stat() -> GuestStat {
+    GuestStat {
+        unix_ms: EPOCH_MS,
+        cpus: 2,
+        cpu_percent: 12.5,
+        memory_total_bytes: 256 << 20,
+        memory_used_bytes: 40 << 20,
+        disk_total_bytes: 1 << 30,
+        disk_used_bytes: 3 << 20,
     }
 }
 

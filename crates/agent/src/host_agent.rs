@@ -507,7 +507,7 @@ pub struct HostView {
 }
 
 /// What a sandbox takes of its host.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Stat {
     /// Memory of its VMM: resident, in bytes. `None` while it is at rest.
     pub memory_bytes: Option<u64>,
@@ -526,6 +526,27 @@ pub struct Stat {
     pub network_rx_bytes: Option<u64>,
     /// What its guest has sent.
     pub network_tx_bytes: Option<u64>,
+    /// What its guest says of itself. `None` while it is at rest, or does not answer at once.
+    pub guest: Option<GuestStat>,
+}
+
+/// What a guest says of itself. It may say anything, but that no part is more than its whole.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct GuestStat {
+    /// Its time, Unix milliseconds.
+    pub unix_ms: u64,
+    /// Its CPUs.
+    pub cpus: u32,
+    /// What of all its CPUs together was used since somebody asked it last, in percent: 0 to 100.
+    pub cpu_percent: f64,
+    /// Its memory.
+    pub memory_total_bytes: u64,
+    /// What of it is not available to programs.
+    pub memory_used_bytes: u64,
+    /// The size of its root file system.
+    pub disk_total_bytes: u64,
+    /// What of it is used.
+    pub disk_used_bytes: u64,
 }
 
 /// Bytes to and from a TCP port of a guest.

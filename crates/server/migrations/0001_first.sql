@@ -70,3 +70,18 @@ CREATE TABLE sandboxes (
 );
 CREATE INDEX sandboxes_by_id ON sandboxes (id);
 CREATE INDEX sandboxes_by_end ON sandboxes (ended_unix_ms);
+
+-- Commands, as far as they were seen. `run` is the server that saw it begin: what has no end, and is another's, nobody sees end.
+CREATE TABLE execs (
+    sandbox TEXT NOT NULL,
+    started_unix_ms BIGINT NOT NULL,
+    pid BIGINT NOT NULL,
+    host TEXT NOT NULL,
+    run TEXT NOT NULL,
+    command TEXT NOT NULL,
+    output_bytes BIGINT NOT NULL,
+    ended_unix_ms BIGINT,
+    exit TEXT,
+    PRIMARY KEY (sandbox, started_unix_ms, pid)
+);
+CREATE INDEX execs_of_host ON execs (host, sandbox);

@@ -18,13 +18,14 @@ use crate::config::Config;
 use crate::convert::{self, Secrets};
 use crate::db::Database;
 use crate::error::ApiError;
-use crate::exec_log::ExecLog;
+use crate::exec_log::{self, ExecLog};
 use crate::metrics::Metrics;
 use crate::operations::{self, Operations};
 use crate::proxy::Proxy;
 use crate::quota::{Claim, Claims};
 use crate::rate::Buckets;
 use crate::samples::{self, Samples};
+use crate::traces::Traces;
 use crate::ways::PortWays;
 use crate::world::{self, World};
 use crate::{limits, record};
@@ -55,6 +56,8 @@ pub struct App {
     pub samples: Arc<Samples>,
     /// For Prometheus.
     pub metrics: Metrics,
+    /// For a collector of traces.
+    pub traces: Traces,
     /// To the ports of sandboxes.
     pub proxy: Proxy,
     /// What this server was started with.
@@ -67,6 +70,7 @@ pub struct Running {
     pub app: Arc<App>,
     tasks: Vec<AbortHandle>,
     audit: JoinHandle<()>,
+    execs: JoinHandle<()>,
 }
 
 impl Drop for Running {
@@ -74,6 +78,7 @@ impl Drop for Running {
         for task in &self.tasks {
             task.abort();
         }
+        self.execs.abort();
     }
 }
 
@@ -81,15 +86,19 @@ impl Running {
     /// Ends it once what is to be written down has been.
     pub async fn finish(mut self) {
         self.app.audit.close();
-        if tokio::time::timeout(limits::END_LIMIT, &mut self.audit).await.is_err() {
-            tracing::warn!("the audit log's last entries were not written: the database does not answer");
+        self.app.execs.close();
+        let written = async { tokio::join!(&mut self.audit, &mut self.execs) };
+        if tokio::time::timeout(limits::END_LIMIT, written).await.is_err() {
+            tracing::warn!("the last entries of audit and commands were not written: the database does not answer");
         }
-        self.app.db.close().await;
+        tokio::join!(self.app.db.close(), self.app.traces.finish());
     }
 }
 
-/// Brings a server up; the agent need not be there yet.
+/// Brings a server up, within a runtime; the agent need not be there yet.
 pub fn start(agent: Arc<dyn HostAgent>, db: Database, config: Config) -> Running {
+    let traces = config.traces.as_ref().map(Traces::to).unwrap_or_default();
+    let agent = traces.around(agent);
     let (record, recorded) = mpsc::unbounded_channel();
     let world = Arc::new(World::new(record));
     let (audit, entries) = Audit::new();
@@ -106,20 +115,24 @@ pub fn start(agent: Arc<dyn HostAgent>, db: Database, config: Config) -> Running
         execs: ExecLog::default(),
         samples: Arc::clone(&samples),
         metrics: Metrics::new(),
+        traces,
         proxy: Proxy::new(ways),
         config,
         agent: Arc::clone(&agent),
         db: db.clone(),
         world: Arc::clone(&world),
     });
+    let log = app.execs.clone();
+    let execs = tokio::spawn(exec_log::write(log.clone(), db.clone(), Arc::clone(&world)));
     let audit = tokio::spawn(audit::write(entries, db.clone(), app.metrics.clone()));
     let tasks = vec![
         tokio::spawn(world::follow(Arc::clone(&world), Arc::clone(&agent))).abort_handle(),
         tokio::spawn(record::write(recorded, Arc::clone(&app))).abort_handle(),
+        tokio::spawn(exec_log::sweep(log, db, Arc::clone(&world), Arc::clone(&agent))).abort_handle(),
         tokio::spawn(samples::measure(samples, world, agent)).abort_handle(),
         tokio::spawn(operations::settle(Arc::clone(&app))).abort_handle(),
     ];
-    Running { app, tasks, audit }
+    Running { app, tasks, audit, execs }
 }
 
 impl App {

@@ -2,11 +2,12 @@
 
 use wrenn_agent::envd_client::{ExecEnd, RunningProcess};
 use wrenn_agent::host_agent::{
-    self, Departure, Description, Ended, Phase, SnapshotView, Stat, TemplateView, Timing, View, WarmView,
+    self, Departure, Description, Ended, GuestStat, Phase, SnapshotView, Stat, TemplateView, Timing, View, WarmView,
 };
 use wrenn_client::types;
 
 use crate::attributes::Attributes;
+use crate::snapshot_names;
 
 /// Whether secrets are in the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +100,7 @@ pub fn snapshot(view: &SnapshotView, host: &str) -> types::Snapshot {
     types::Snapshot {
         id: view.id.to_string(),
         host: host.to_owned(),
-        name: view.name.clone(),
+        name: snapshot_names::own(view).map(str::to_owned),
         created_unix_ms: view.created_unix_ms,
         sandbox: view.sandbox.to_string(),
         template: view.template.clone(),
@@ -178,5 +179,18 @@ pub fn sample(stat: &Stat, unix_ms: u64, cpu_percent: Option<f64>) -> types::Sam
         disk_shared_bytes: stat.disk_shared_bytes,
         network_rx_bytes: stat.network_rx_bytes,
         network_tx_bytes: stat.network_tx_bytes,
+        guest: stat.guest.as_ref().map(guest_sample),
+    }
+}
+
+fn guest_sample(guest: &GuestStat) -> types::GuestSample {
+    types::GuestSample {
+        unix_ms: guest.unix_ms,
+        cpus: guest.cpus,
+        cpu_percent: guest.cpu_percent,
+        memory_total_bytes: guest.memory_total_bytes,
+        memory_used_bytes: guest.memory_used_bytes,
+        disk_total_bytes: guest.disk_total_bytes,
+        disk_used_bytes: guest.disk_used_bytes,
     }
 }

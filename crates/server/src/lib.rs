@@ -14,7 +14,7 @@
 //! every start. The database is the truth for keys, the audit log, operations, and why a sandbox ended.
 //!
 //! Reading order: [`config`], [`app`] (what there is), [`http`] (how a request gets in), [`route`] (where it goes), [`auth`] (who
-//! asks), [`api`] (what can be asked), [`world`], [`operations`], [`proxy`], [`ui`].
+//! asks), [`api`] (what can be asked), [`world`], [`operations`], [`proxy`], [`ui`], [`traces`].
 
 pub mod api;
 pub mod app;
@@ -39,7 +39,9 @@ pub mod rate;
 pub mod record;
 pub mod route;
 pub mod samples;
+pub mod snapshot_names;
 pub mod time;
+pub mod traces;
 pub mod ui;
 pub mod ways;
 pub mod world;

@@ -132,8 +132,12 @@ pub const AUDIT_KEPT: u64 = 1_000_000;
 /// Departures that are remembered in memory; the database has the rest.
 pub const DEPARTURES_REMEMBERED_MAX: usize = 10_000;
 
-/// Commands of one sandbox that are remembered.
-pub const EXECS_LOGGED_MAX: usize = 100;
+/// Commands of one sandbox that are remembered: as many as the database keeps.
+pub const EXECS_LOGGED_MAX: usize = crate::db::limits::EXECS_KEPT as usize;
+/// What is kept of a command's words, in bytes.
+pub const EXEC_LINE_BYTES_MAX: usize = 4096;
+/// How often the log of commands is written, at best: one that prints all the time is written that often.
+pub const EXECS_WRITTEN_EVERY: Duration = Duration::from_secs(1);
 
 /// The most of a console that an answer holds, in bytes: the agent's whole ring.
 pub const CONSOLE_BYTES_MAX: u32 = 256 * 1024;
@@ -142,6 +146,8 @@ pub const CONSOLE_BYTES_MAX: u32 = 256 * 1024;
 pub const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 /// What measuring one may take of that: with more of them it is done less often.
 pub const SAMPLE_COST: Duration = Duration::from_millis(5);
+/// Sandboxes that are measured at once.
+pub const SAMPLED_AT_ONCE: usize = 8;
 /// Measurements of one sandbox that are kept: an hour.
 pub const SAMPLES_KEPT: usize = 720;
 
@@ -161,6 +167,19 @@ pub const OPERATIONS_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 pub const FILE_BUFFER_BYTES: usize = 256 * 1024;
 /// How long a guest may take over one call about its files.
 pub const FILE_CALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// Spans that wait to be sent to a collector; more are lost. One takes about a kilobyte.
+pub const SPANS_QUEUED_MAX: usize = 4096;
+/// Spans of one batch.
+pub const SPANS_AT_ONCE_MAX: usize = 512;
+/// How often they are sent, if there are not enough for a batch before.
+pub const SPANS_SENT_EVERY: Duration = Duration::from_secs(2);
+/// How long a collector has to take a batch: it is on this host, or near it.
+pub const SPANS_SENT_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is said that a collector does not take what it is sent.
+pub const TRACES_TROUBLE_SAID_EVERY: Duration = Duration::from_secs(60);
+/// Longest answer of a collector, in bytes: it says how many spans it did not like, and why.
+pub const COLLECTOR_ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// Entries of a listing: what fits an answer that a browser still shows.
 pub const ENTRIES_MAX: usize = 10_000;

@@ -172,7 +172,7 @@ impl Default for Metrics {
 }
 
 /// A method's name; clients can make any up, and each would be a label that stays.
-fn known(method: &str) -> &str {
+pub fn known(method: &str) -> &str {
     const KNOWN: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"];
     if KNOWN.contains(&method) { method } else { "other" }
 }

@@ -25,6 +25,7 @@ use crate::error::ApiError;
 use crate::ids::new_id;
 use crate::limits;
 use crate::time::now_unix_ms;
+use crate::traces::FutureExt as _;
 
 /// How often a sandbox that is still being made is looked at by who settles.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -109,12 +110,14 @@ pub fn run(app: &Arc<App>, id: String, work: impl Future<Output = Outcome> + Sen
     let (told, outcome) = watch::channel(None);
     app.operations.running().insert(id.clone(), outcome);
     let app = Arc::clone(app);
-    tokio::spawn(async move {
+    let trace = app.traces.part("operation");
+    let doing = async move {
         let outcome = work.await;
         note(&app, &id, &outcome).await;
         told.send_replace(Some(outcome));
         app.operations.running().remove(&id);
-    });
+    };
+    tokio::spawn(doing.with_context(trace));
 }
 
 impl Operations {

@@ -29,7 +29,8 @@ use crate::extract::{RequestId, changes};
 use crate::ids::new_id;
 use crate::proxy::target::{HostMatch, PathMatch, Target, parse_host, parse_path};
 use crate::time::now_unix_ms;
-use crate::{api, limits, ui};
+use crate::traces::{self, FutureExt as _};
+use crate::{api, limits, metrics, ui};
 
 /// The header with a request's id.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -75,15 +76,17 @@ async fn unknown_method(method: Method, request: Request) -> ApiError {
     )
 }
 
-/// Gives a request its id, and its log and measurement when it is answered.
+/// Gives a request its id and its span, and its log and measurement when it is answered.
 async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let Ok(id) = new_id("rq") else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
     let (began, method) = (Instant::now(), request.method().clone());
     request.extensions_mut().insert(RequestId(id.clone()));
     let span = tracing::info_span!("request", id, %method, path = request.uri().path());
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let trace = app.traces.request(metrics::known(method.as_str()), request.headers(), &id);
+    let mut response = next.run(request).instrument(span.clone()).with_context(trace.clone()).await;
     let route = response.extensions().get::<Route>().map_or("other", |route| route.as_str()).to_owned();
     app.metrics.request(method.as_str(), &route, response.status().as_u16(), began.elapsed());
+    traces::note_answer(&trace, metrics::known(method.as_str()), &route, response.status());
     let (status, took) = (response.status(), began.elapsed());
     span.in_scope(|| match status.is_server_error() {
         true => tracing::warn!(status = status.as_u16(), ?took, "answered"),
@@ -156,6 +159,7 @@ async fn authenticate(State(app): State<Arc<App>>, mut request: Request, next: N
     let about = About::of(&request);
     let mut response = match admit(&app, request.headers(), about.remote).await {
         Ok(caller) => {
+            traces::note_caller(&caller);
             request.extensions_mut().insert(caller.clone());
             let response = next.run(request).await;
             about.note(&app, &caller, &response);

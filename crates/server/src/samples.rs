@@ -1,9 +1,10 @@
 //! What sandboxes take of their host over time.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, sleep};
 use wrenn_agent::host_agent::{HostAgent, Stat};
 use wrenn_client::types::Sample;
@@ -21,6 +22,8 @@ pub struct Samples(Mutex<BTreeMap<SandboxId, Series>>);
 #[derive(Default)]
 struct Series {
     samples: VecDeque<Sample>,
+    /// When the last sample was taken.
+    measured: Option<Instant>,
     /// CPU time at the last sample, and when that was.
     cpu: Option<(u64, Instant)>,
 }
@@ -34,6 +37,7 @@ impl Series {
             }
             _first_or_at_rest => None,
         };
+        self.measured = Some(at);
         self.cpu = stat.cpu_ms.map(|ms| (ms, at));
         self.samples.push_back(convert::sample(stat, now_unix_ms(), cpu_percent));
         while self.samples.len() > limits::SAMPLES_KEPT {
@@ -59,6 +63,32 @@ impl Samples {
         self.map().entry(id.clone()).or_default().add(stat, Instant::now());
     }
 
+    /// Whether the sandbox was measured within a period.
+    fn is_fresh(&self, id: &SandboxId) -> bool {
+        let measured = self.map().get(id).and_then(|series| series.measured);
+        measured.is_some_and(|at| at.elapsed() < limits::SAMPLE_EVERY)
+    }
+
+    /// Measures a sandbox for who looks at it now, unless that was just done.
+    pub async fn refresh(&self, id: &SandboxId, agent: &dyn HostAgent) {
+        if !self.is_fresh(id) {
+            self.measure(id, agent).await;
+        }
+    }
+
+    async fn measure(&self, id: &SandboxId, agent: &dyn HostAgent) {
+        // One that is gone meanwhile is no matter.
+        match agent.stat(id).await {
+            Ok(stat) => self.add(id, &stat),
+            Err(error) => tracing::debug!(sandbox = %id, %error, "cannot be measured"),
+        }
+    }
+
+    /// Only these are there.
+    fn keep(&self, ids: &BTreeSet<SandboxId>) {
+        self.map().retain(|id, _| ids.contains(id));
+    }
+
     /// The sandbox is gone.
     pub fn forget(&self, id: &SandboxId) {
         self.map().remove(id);
@@ -70,14 +100,14 @@ pub async fn measure(samples: Arc<Samples>, world: Arc<World>, agent: Arc<dyn Ho
     loop {
         world.synced().await;
         let ids: Vec<SandboxId> = world.last_known().iter().map(|view| view.id.clone()).collect();
-        for id in &ids {
-            // One that is gone meanwhile is no matter.
-            match agent.stat(id).await {
-                Ok(stat) => samples.add(id, &stat),
-                Err(error) => tracing::debug!(sandbox = %id, %error, "cannot be measured"),
-            }
-        }
-        let cost = limits::SAMPLE_COST.saturating_mul(u32::try_from(ids.len()).unwrap_or(u32::MAX));
+        let count = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+        let (all, agent) = (&samples, agent.as_ref());
+        let measuring = ids.into_iter().map(|id| async move { all.measure(&id, agent).await });
+        // A guest that does not say what it takes keeps a few others waiting, but not all.
+        stream::iter(measuring).buffer_unordered(limits::SAMPLED_AT_ONCE).collect::<()>().await;
+        // Whoever was measured while it went is forgotten here.
+        samples.keep(&world.last_known().iter().map(|view| view.id.clone()).collect());
+        let cost = limits::SAMPLE_COST.saturating_mul(count);
         sleep(cost.clamp(limits::SAMPLE_EVERY, Duration::from_secs(60))).await;
     }
 }

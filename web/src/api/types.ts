@@ -194,6 +194,19 @@ export interface Sample {
   disk_shared_bytes: number;
   network_rx_bytes: number | null;
   network_tx_bytes: number | null;
+  /** What the guest says of itself; null at rest, and if it did not answer at once. */
+  guest: GuestSample | null;
+}
+
+export interface GuestSample {
+  unix_ms: number;
+  cpus: number;
+  /** Of all its CPUs together. */
+  cpu_percent: number;
+  memory_total_bytes: number;
+  memory_used_bytes: number;
+  disk_total_bytes: number;
+  disk_used_bytes: number;
 }
 
 export interface PastCommand {

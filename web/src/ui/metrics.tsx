@@ -2,7 +2,7 @@
 
 import { useEffect, useState } from 'preact/hooks';
 import { Failure } from '../api/failure';
-import type { Sample, Sandbox } from '../api/types';
+import type { GuestSample, Sample, Sandbox } from '../api/types';
 import { METRICS_POLL_MS, METRICS_SPAN_MS } from '../limits';
 import { formatBytes, formatDuration, formatMib } from '../pure/format';
 import { gauge, mergeSamples, rate } from '../pure/samples';
@@ -26,8 +26,8 @@ export function Metrics({ sandbox, active }: { sandbox: Sandbox; active: boolean
           <p class="muted">The last {formatDuration((to - from) / 1000)}, one sample every 5 s.</p>
           <div class="charts">
             <Chart title="CPU" span={span} lines={[{ name: 'used', points: gauge(samples, (sample) => sample.cpu_percent) }]} format={percent} top={100} base={10} note={`of ${sandbox.vcpus} vCPU`} />
-            <Chart title="Memory" span={span} lines={[{ name: 'taken', points: gauge(samples, (sample) => sample.memory_bytes) }]} format={formatBytes} base={1024} note={`of ${formatMib(sandbox.memory_mib)}`} />
-            <Chart title="Disk" span={span} lines={[{ name: 'own', points: gauge(samples, (sample) => sample.disk_own_bytes) }]} format={formatBytes} base={1024} note={`${formatBytes(diskShared)} shared`} />
+            <Chart title="Memory" span={span} lines={[{ name: 'taken', points: gauge(samples, (sample) => sample.memory_bytes) }, guest(samples, (said) => said.memory_used_bytes)]} format={formatBytes} base={1024} note={`of ${formatMib(sandbox.memory_mib)}; the guest's own word dashed`} />
+            <Chart title="Disk" span={span} lines={[{ name: 'own', points: gauge(samples, (sample) => sample.disk_own_bytes) }, guest(samples, (said) => said.disk_used_bytes)]} format={formatBytes} base={1024} note={`${formatBytes(diskShared)} shared; what the guest sees dashed`} />
             <Chart
               title="Network"
               span={span}
@@ -74,6 +74,11 @@ function useSamples(id: string, active: boolean): { samples: readonly Sample[]; 
 interface Line {
   name: string;
   points: Point[];
+}
+
+/** What the guest says of itself, where it does. */
+function guest(samples: readonly Sample[], pick: (said: GuestSample) => number): Line {
+  return { name: 'guest', points: gauge(samples, (sample) => (sample.guest ? pick(sample.guest) : null)) };
 }
 
 interface ChartProps {

@@ -75,8 +75,7 @@ impl Server {
         let key = new_key::make(&db, wanted).await.map_err(|error| anyhow::anyhow!(error.body.message))?.secret;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let mut config = Config::new(url, address);
-        config.rate = u32::MAX;
+        let config = Config { rate: u32::MAX, ..Config::default() };
         let running = app::start(Arc::new(Fake::default()), db, config);
         running.app.world.synced().await;
         let (end, ended) = oneshot::channel::<()>();

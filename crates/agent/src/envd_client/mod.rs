@@ -9,6 +9,7 @@
 //!      start        process.Process/Start over HTTP/2: a stream of events
 //!      list_dir …   filesystem.Filesystem
 //!      http         GET and POST /files, streamed
+//!      metrics      GET /metrics
 //!      attach       process.Process/Connect: the same of a process that runs already
 //! ```
 //!
@@ -22,6 +23,7 @@ mod host_call;
 mod http;
 mod http1;
 mod input;
+mod metrics;
 mod nonces;
 mod process;
 

@@ -74,6 +74,36 @@ async fn nobody_there_is_not_reachable() {
 }
 
 #[tokio::test]
+async fn what_a_guest_says_of_itself_is_brought_within_bounds() {
+    let body = r#"{"ts":18446744073709551615,"cpu_count":2,"cpu_used_pct":1e300,"mem_total":7,"mem_used":18446744073709551615,
+        "mem_cache":"?","more":{},"disk_total":0,"disk_used":1}"#;
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let guest = guest_saying(answer.leak().as_bytes()).await;
+    let stat = guest.metrics(SOON).await.unwrap();
+    assert_eq!((stat.unix_ms, stat.cpus, stat.cpu_percent), (u64::MAX, 2, 100.0));
+    assert_eq!((stat.memory_total_bytes, stat.memory_used_bytes, stat.disk_used_bytes), (7, 7, 0));
+}
+
+#[tokio::test]
+async fn a_guest_that_says_nothing_of_itself_costs_little() {
+    let begun = Instant::now();
+    let silent = guest_saying(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n").await.metrics(SOON).await.unwrap_err();
+    assert!(matches!(silent, EnvdError::Deadline { .. }), "{silent:?}");
+    assert!(begun.elapsed() < SOON * 3, "{:?}", begun.elapsed());
+    for lie in [
+        &b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"[..],
+        b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{\"ts\":-1}   ",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 99999999\r\n\r\n",
+        b"SSH-2.0-OpenSSH\r\n",
+    ] {
+        let error = guest_saying(lie).await.metrics(SOON).await.unwrap_err();
+        assert!(matches!(error, EnvdError::Protocol { .. } | EnvdError::Deadline { .. }), "{error:?}");
+    }
+    let refusal = guest_saying(b"HTTP/1.1 401 no\r\ncontent-length: 0\r\n\r\n").await.metrics(SOON).await.unwrap_err();
+    assert!(matches!(refusal, EnvdError::Refused { .. }), "{refusal:?}");
+}
+
+#[tokio::test]
 async fn silence_is_not_ready() {
     let begun = Instant::now();
     let error = guest_saying(b"").await.wait_ready(SOON).await.unwrap_err();

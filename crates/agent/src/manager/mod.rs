@@ -16,6 +16,7 @@ mod actor;
 mod builds;
 mod captures;
 mod found;
+mod guest_stat;
 mod reserve;
 mod seats;
 mod templates;
@@ -512,7 +513,12 @@ impl HostAgent for Manager {
     }
 
     async fn stat(&self, id: &SandboxId) -> Result<Stat, AgentError> {
-        self.ask(id, Request::Stat).await
+        let stat = self.ask(id, Request::Stat).await?;
+        let guest = match stat.vmm_pid {
+            Some(_runs) => guest_stat::ask(&self.handle(id)?).await,
+            None => None,
+        };
+        Ok(Stat { guest, ..stat })
     }
 
     async fn console(&self, id: &SandboxId, bytes_max: u32) -> Result<Vec<u8>, AgentError> {

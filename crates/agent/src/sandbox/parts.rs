@@ -266,6 +266,8 @@ impl Parts {
             vmm_pid,
             network_rx_bytes: traffic.map(|traffic| traffic.received_bytes),
             network_tx_bytes: traffic.map(|traffic| traffic.sent_bytes),
+            // It is asked by who can wait for it.
+            guest: None,
         })
     }
 

@@ -7,7 +7,7 @@ use wrenn_engine::names::SnapshotId;
 use super::{Record, Shelf, SnapshotError, Stored, Unfinished};
 use crate::host_agent::{SnapshotView, with_causes};
 
-/// Longest name of a snapshot.
+/// Longest name of a snapshot, and longest part of it that says whose it is; in bytes.
 const NAME_MAX: usize = 64;
 
 /// The snapshots in one `WRENN_DIR`. One agent at a time makes and removes them.
@@ -82,12 +82,18 @@ fn readable<T>(stored: &Stored, read: Result<T, SnapshotError>) -> Option<T> {
     .ok()
 }
 
-/// Refuses a name that is none. An id is none either: what has that form is looked up as an id.
+/// Refuses a name that is none. An id is none either: what has that form is looked up as an id. Who keeps snapshots for several
+/// owners puts `OWNER/` before their names, so that these are apart.
 pub fn check_name(name: &str) -> Result<(), SnapshotError> {
-    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    let rest = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte));
-    let is_name = first && rest && name.len() <= NAME_MAX && name.parse::<SnapshotId>().is_err();
+    let (owner, own) = name.split_once('/').map_or((None, name), |(owner, own)| (Some(owner), own));
+    let is_name = owner.is_none_or(is_part) && is_part(own) && own.parse::<SnapshotId>().is_err();
     if is_name { Ok(()) } else { Err(SnapshotError::BadName(name.to_owned())) }
+}
+
+fn is_part(text: &str) -> bool {
+    let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let rest = text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte));
+    first && rest && text.len() <= NAME_MAX
 }
 
 #[cfg(test)]
@@ -96,11 +102,27 @@ mod tests {
 
     #[test]
     fn names_are_names_and_ids_are_ids() {
-        for good in ["a", "before-upgrade", "2026.11_x", &"a".repeat(64), "snapshot"] {
+        for good in ["a", "before-upgrade", "2026.11_x", &"a".repeat(64), "snapshot", "acme/before"] {
             check_name(good).unwrap();
         }
         let id = SnapshotId::from_random([3; 18]);
-        for bad in ["", "-a", ".", "..", "a/b", "A", "a b", "ä", &"a".repeat(65), id.as_str()] {
+        for bad in [
+            "",
+            "-a",
+            ".",
+            "..",
+            "/a",
+            "a/",
+            "../a",
+            "a/..",
+            "a/b/c",
+            "A",
+            "a b",
+            "ä",
+            &"a".repeat(65),
+            id.as_str(),
+            &format!("acme/{id}"),
+        ] {
             assert!(matches!(check_name(bad), Err(SnapshotError::BadName(_))), "{bad}");
         }
     }

@@ -26,7 +26,7 @@ pub use key::{AuditEntry, Key, NewKey, NewKeyRequest, Scope};
 pub use operation::{Operation, OperationKind, OperationState};
 pub use page::Page;
 pub use sandbox::{
-    Changed, CreateSandbox, Fork, ForkRequest, Forked, LoggedExec, Logs, Metrics, OnTimeout, PauseRequest,
+    Changed, CreateSandbox, Fork, ForkRequest, Forked, GuestSample, LoggedExec, Logs, Metrics, OnTimeout, PauseRequest,
     RepairRequest, ResumeRequest, RollbackRequest, Sample, Sandbox, Start, State, TimeoutRequest, Timing, Vmm,
 };
 pub use snapshot::{NewSnapshot, Snapshot, SnapshotRequest};

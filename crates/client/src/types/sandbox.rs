@@ -335,6 +335,29 @@ pub struct Sample {
     pub network_rx_bytes: Option<u64>,
     /// Bytes that it sent since then; null at rest.
     pub network_tx_bytes: Option<u64>,
+    /// What its guest said of itself; null at rest, and if it did not answer at once.
+    #[serde(default)]
+    pub guest: Option<GuestSample>,
+}
+
+/// What a guest says of itself: not to be trusted, but that no part is more than its whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GuestSample {
+    /// When, by its own clock.
+    pub unix_ms: u64,
+    /// Its CPUs.
+    pub cpus: u32,
+    /// What of all its CPUs together was used since somebody asked it last, in percent: 0 to 100.
+    pub cpu_percent: f64,
+    /// Its memory.
+    pub memory_total_bytes: u64,
+    /// What of it is not available to programs.
+    pub memory_used_bytes: u64,
+    /// The size of its root file system.
+    pub disk_total_bytes: u64,
+    /// What of it is used.
+    pub disk_used_bytes: u64,
 }
 
 /// What a sandbox took over time.
@@ -351,13 +374,13 @@ pub struct Metrics {
 pub struct LoggedExec {
     /// Its pid in the sandbox.
     pub pid: u32,
-    /// The command.
+    /// The command; one that is very long is cut.
     pub command: Vec<String>,
     /// When it began.
     pub started_unix_ms: u64,
     /// When its end was seen; null while it runs, or when nobody was there to see.
     pub ended_unix_ms: Option<u64>,
-    /// How it ended.
+    /// How it ended; unknown if the server that ran it was killed meanwhile.
     pub exit: Option<Exit>,
     /// How much it had written when it was last seen.
     pub output_bytes: u64,

@@ -12,7 +12,7 @@ pub struct Snapshot {
     pub id: String,
     /// The host that it is on.
     pub host: String,
-    /// Its name, if it has one.
+    /// The name that its tenant gave it, if it has one. Another tenant may have one of the same name.
     pub name: Option<String>,
     /// When it was captured.
     pub created_unix_ms: u64,
@@ -48,7 +48,7 @@ pub struct SnapshotRequest {
     /// Id of the sandbox to capture; it goes on.
     #[cfg_attr(feature = "openapi", schema(pattern = "^sb[a-z0-9]{18}$"))]
     pub sandbox: String,
-    /// A name that no other snapshot has: 1 to 64 characters of `[a-z0-9._-]`, beginning with a letter or digit.
+    /// A name that no other snapshot of the tenant has: 1 to 64 characters of `[a-z0-9._-]`, beginning with a letter or digit.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(pattern = "^[a-z0-9][a-z0-9._-]{0,63}$"))]
     pub name: Option<String>,

@@ -41,6 +41,7 @@ pub async fn metrics(
     Query(since): Query<Since>,
 ) -> Result<Answer<Metrics>, ApiError> {
     app.sandbox(&caller, &id).await?;
+    app.samples.refresh(&id, app.agent.as_ref()).await;
     Ok(Answer(Metrics { samples: app.samples.of(&id, since.since_unix_ms) }))
 }
 
@@ -74,5 +75,5 @@ pub async fn logs(
     let most = how_much.bytes.unwrap_or(limits::CONSOLE_BYTES_MAX).min(limits::CONSOLE_BYTES_MAX);
     let tail = app.agent.console(&id, most).await?;
     let truncated = tail.len() >= most as usize;
-    Ok(Answer(Logs { console: Bytes::of(&tail, truncated), execs: app.execs.of(&id) }))
+    Ok(Answer(Logs { console: Bytes::of(&tail, truncated), execs: app.execs.of(&app.db, &id).await? }))
 }

@@ -34,6 +34,7 @@ use crate::limits;
 use crate::operations::{self, Made, Outcome, Wanted};
 use crate::quota::Amount;
 use crate::time::now_unix_ms;
+use crate::traces::FutureExt as _;
 
 /// Whether somebody waits.
 #[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
@@ -237,7 +238,7 @@ where
     T: Send + 'static,
     F: Future<Output = Result<T, AgentError>> + Send + 'static,
 {
-    let call = call(Arc::clone(&app.agent));
+    let call = call(Arc::clone(&app.agent)).with_current_context();
     tokio::spawn(call).await.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()))
 }
 

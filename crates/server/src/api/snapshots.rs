@@ -1,4 +1,4 @@
-//! Snapshots. A tenant sees its own alone, by name too.
+//! Snapshots. A tenant sees its own alone, and names are its own; who sees others' asks for them by their ids.
 
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use crate::auth::Caller;
 use crate::convert;
 use crate::error::ApiError;
 use crate::extract::{Json, Segment, Writer, sandbox_id};
+use crate::snapshot_names;
 
 /// Keeps what a sandbox is now; it goes on.
 #[utoipa::path(
@@ -42,8 +43,11 @@ pub async fn create(
         key: Some(caller.key.id.clone()),
         ..Attributes::default()
     };
-    let wanted = host_agent::SnapshotRequest { name: request.name, attributes: attributes.write() };
-    let kept = seen_through(&app, move |agent| async move { agent.snapshot(&id, wanted).await }).await?;
+    let tenant = &caller.key.tenant;
+    let name = request.name.as_deref().map(|name| snapshot_names::at_agent(tenant, name)).transpose()?;
+    let wanted = host_agent::SnapshotRequest { name, attributes: attributes.write() };
+    let kept = seen_through(&app, move |agent| async move { agent.snapshot(&id, wanted).await }).await;
+    let kept = kept.map_err(|error| snapshot_names::in_own_words(error, tenant, request.name.as_deref()))?;
     app.metrics.lifecycle("snapshot", &kept.timings);
     let snapshot = convert::snapshot(&kept.view, &app.world.host());
     Ok((StatusCode::CREATED, Answer(NewSnapshot { snapshot, timings: convert::timings(&kept.timings) })))
@@ -91,9 +95,10 @@ async fn visible(app: &App, caller: &Caller) -> Result<Vec<SnapshotView>, ApiErr
     Ok(views)
 }
 
-/// The snapshot of this name or id, if the caller may see it.
+/// The snapshot of this id, if the caller may see it, or the one that its tenant gave this name.
 pub async fn find(app: &App, caller: &Caller, name: &str) -> Result<SnapshotView, ApiError> {
-    let is_it = |view: &SnapshotView| view.id.as_str() == name || view.name.as_deref() == Some(name);
+    let is_it =
+        |view: &SnapshotView| view.id.as_str() == name || snapshot_names::is_called(view, &caller.key.tenant, name);
     let found = visible(app, caller).await?.into_iter().find(is_it);
     found.ok_or_else(|| ApiError::not_found("snapshot", name, "/v1/snapshots"))
 }
@@ -103,7 +108,7 @@ pub async fn find(app: &App, caller: &Caller, name: &str) -> Result<SnapshotView
     get,
     path = "/v1/snapshots/{snapshot}",
     tag = "snapshots",
-    params(("snapshot" = String, Path, description = "Its name or id")),
+    params(("snapshot" = String, Path, description = "Its id, or the name that the key's tenant gave it")),
     responses(
         (status = 200, description = "It", body = Snapshot),
         (status = "default", description = "Refused", body = Refusal),
@@ -123,7 +128,7 @@ pub async fn get(
     delete,
     path = "/v1/snapshots/{snapshot}",
     tag = "snapshots",
-    params(("snapshot" = String, Path, description = "Its name or id")),
+    params(("snapshot" = String, Path, description = "Its id, or the name that the key's tenant gave it")),
     responses(
         (status = 200, description = "As it was", body = Snapshot),
         (status = "default", description = "Refused", body = Refusal),

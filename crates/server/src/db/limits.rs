@@ -53,6 +53,9 @@ pub const PROGRESS_LINES_MAX: usize = 200;
 /// Longest of these lines, in bytes; the rest is cut off.
 pub const PROGRESS_LINE_BYTES_MAX: usize = 1024;
 
+/// Commands of one sandbox that are kept: the last ones.
+pub const EXECS_KEPT: u64 = 100;
+
 /// Longest text that names a database, in bytes.
 pub const URL_BYTES_MAX: usize = 4096;
 

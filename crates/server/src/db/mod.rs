@@ -1,7 +1,7 @@
 //! What the server remembers: keys, the record of what was done, operations, and an index of sandboxes.
 //!
 //! ```text
-//!   keys ─ audit ─ operations ─ sandboxes      what is kept, table by table
+//!   keys ─ audit ─ operations ─ sandboxes ─ execs   what is kept, table by table
 //!        └──────── Database ────────┘          one pool, and a turn for whoever writes
 //!                    │ call                    a connection for a bounded time; row, error: what comes back
 //!              sqlx's `Any` driver
@@ -23,6 +23,7 @@ mod audit;
 mod backup;
 mod call;
 mod error;
+mod execs;
 mod keys;
 pub mod limits;
 mod migrate;
@@ -47,6 +48,7 @@ use tokio::time::{sleep, timeout};
 
 pub use audit::NewAuditEntry;
 pub use error::DbError;
+pub use execs::ExecRow;
 pub use operations::{Begun, NewOperation, OperationEnd, OperationRow};
 pub use sandboxes::SandboxRow;
 pub use url::{DatabaseUrl, TlsUrlError, UrlError};

@@ -2,6 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use wrenn_agent::host_agent::HostAgent as _;
 use wrenn_testworld::api::{Answer, Api};
 
 use crate::document::{Operation, operations};
@@ -133,6 +134,49 @@ async fn what_is_somebody_elses_looks_as_if_it_were_not_there() {
     }
     assert_eq!(theirs.get(&format!("/v1/sandboxes/{id}")).await.ok()["tenant"], "theirs");
     assert_eq!(server.api.get("/v1/sandboxes").await.ok()["items"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn names_of_snapshots_are_each_tenants_own() {
+    let server = Server::start().await.ready().await;
+    let (ours, theirs) = (server.tenant("ours").await, server.tenant("theirs").await);
+    let mut kept = Vec::new();
+    for api in [&ours, &theirs, &server.api] {
+        let id = sandbox(api).await;
+        let made = api.post("/v1/snapshots", json!({"sandbox": id, "name": "before"})).await.ok();
+        assert_eq!(made["snapshot"]["name"], "before");
+        kept.push((id.clone(), made["snapshot"]["id"].clone()));
+        let again = api.post("/v1/snapshots", json!({"sandbox": id, "name": "before"})).await;
+        assert_eq!(again.code(), "invalid");
+        let told = again.body["error"]["message"].as_str().unwrap();
+        assert!(told.contains("`before`") && !told.contains('/'), "the client's own word: {told}");
+    }
+    for (api, (sandbox, snapshot)) in [&ours, &theirs, &server.api].into_iter().zip(&kept) {
+        assert_eq!(api.get("/v1/snapshots/before").await.ok()["id"], *snapshot);
+        let rolled = api.post(&format!("/v1/sandboxes/{sandbox}/rollback"), json!({"snapshot": "before"})).await;
+        assert_eq!(rolled.ok()["sandbox"]["id"], sandbox.as_str());
+        let from = api.post("/v1/sandboxes", json!({"snapshot": "before"})).await.ok();
+        assert_eq!(from["sandbox"]["state"], "running");
+    }
+    let listed = theirs.get("/v1/snapshots").await.ok()["items"].clone();
+    assert_eq!((listed.as_array().unwrap().len(), &listed[0]["id"]), (1, &kept[1].1));
+    let all = server.api.get("/v1/snapshots").await.ok()["items"].clone();
+    assert!(all.as_array().unwrap().iter().all(|one| one["name"] == "before"), "{all:#}");
+    let tenants: Vec<_> = all.as_array().unwrap().iter().map(|one| one["tenant"].as_str().unwrap()).collect();
+    assert_eq!(tenants, ["ours", "theirs", "default"]);
+
+    // What is another's is removed by nobody else's name, also by who sees all.
+    ours.delete("/v1/snapshots/before").await.ok();
+    assert_eq!(ours.get("/v1/snapshots/before").await.code(), "not_found");
+    server.api.delete("/v1/snapshots/before").await.ok();
+    assert_eq!(server.api.delete("/v1/snapshots/before").await.code(), "not_found");
+    assert_eq!(theirs.get("/v1/snapshots/before").await.ok()["id"], kept[1].1);
+    server.api.delete(&format!("/v1/snapshots/{}", kept[1].1.as_str().unwrap())).await.ok();
+    for name in ["theirs/before", "a/../b"] {
+        let odd = ours.post_odd("/v1/snapshots", json!({"sandbox": kept[0].0, "name": name})).await;
+        assert_eq!(odd.code(), "invalid");
+    }
+    assert!(server.agent.snapshots().await.unwrap().is_empty());
 }
 
 #[tokio::test]

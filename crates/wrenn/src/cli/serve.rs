@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use wrenn_agent::rpc::{TlsAddress, TlsFiles};
+use wrenn_server::traces::Endpoint;
 
 use super::AgentArgs;
 
@@ -70,6 +71,10 @@ pub struct ServiceArgs {
     /// Requests per second of one key.
     #[arg(long, value_name = "N", default_value_t = wrenn_server::limits::RATE_DEFAULT)]
     pub rate: u32,
+    /// A collector that OpenTelemetry traces are sent to: http://HOST:PORT, OTLP over plain HTTP with protobuf. Nothing is
+    /// traced without it.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<Endpoint>,
 }
 
 /// What can be done with the database.

@@ -6,8 +6,8 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use wrenn_agent::host_agent::{
-    AgentError, Change, Changed, Code, Departure, Ended, Forked, HostView, OnTimeout, Phase, SnapshotView, Snapshotted,
-    Start, Stat, TemplateView, View, WarmView, Warmed,
+    AgentError, Change, Changed, Code, Departure, Ended, Forked, GuestStat, HostView, OnTimeout, Phase, SnapshotView,
+    Snapshotted, Start, Stat, TemplateView, View, WarmView, Warmed,
 };
 use wrenn_agent::sandbox::Timing;
 use wrenn_client::{ClientError, Event, types};
@@ -181,8 +181,23 @@ pub fn stat(id: &SandboxId, metrics: types::Metrics) -> Result<Stat, AgentError>
         memory_bytes: last.memory_bytes,
         disk_own_bytes: last.disk_own_bytes,
         disk_shared_bytes: last.disk_shared_bytes,
+        network_rx_bytes: last.network_rx_bytes,
+        network_tx_bytes: last.network_tx_bytes,
+        guest: last.guest.map(guest_stat),
         ..Stat::default()
     })
+}
+
+fn guest_stat(guest: types::GuestSample) -> GuestStat {
+    GuestStat {
+        unix_ms: guest.unix_ms,
+        cpus: guest.cpus,
+        cpu_percent: guest.cpu_percent,
+        memory_total_bytes: guest.memory_total_bytes,
+        memory_used_bytes: guest.memory_used_bytes,
+        disk_total_bytes: guest.disk_total_bytes,
+        disk_used_bytes: guest.disk_used_bytes,
+    }
 }
 
 /// The host behind the server, which does not tell of its sweeps.

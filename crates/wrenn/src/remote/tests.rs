@@ -159,12 +159,18 @@ async fn what_was_measured_last_is_what_it_takes() {
         json!({
             "unix_ms": unix_ms, "cpu_percent": 1.5, "memory_bytes": memory, "disk_own_bytes": unix_ms,
             "disk_shared_bytes": 7, "network_rx_bytes": null, "network_tx_bytes": null,
+            "guest": { "unix_ms": 1, "cpus": 1, "cpu_percent": 2.5, "memory_total_bytes": 9, "memory_used_bytes": 8,
+                       "disk_total_bytes": 7, "disk_used_bytes": 6 },
         })
     };
     let samples = vec![sample(1, Value::Null), sample(2, json!(99))];
     let metrics = |samples: Vec<Value>| serde_json::from_value(json!({ "samples": samples })).unwrap();
     let last = stat(&id(), metrics(samples)).unwrap();
     assert_eq!((last.memory_bytes, last.disk_own_bytes, last.disk_shared_bytes, last.vmm_pid), (Some(99), 2, 7, None));
+    assert_eq!(
+        last.guest.map(|guest| (guest.cpu_percent, guest.memory_used_bytes, guest.disk_used_bytes)),
+        Some((2.5, 8, 6))
+    );
     assert!(stat(&id(), metrics(Vec::new())).unwrap_err().message.contains("try again"));
 }
 

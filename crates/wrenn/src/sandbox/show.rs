@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use wrenn_agent::envd_client::RunningProcess;
-use wrenn_agent::host_agent::{AgentError, Changed, Forked, OnTimeout, Stat, View};
+use wrenn_agent::host_agent::{AgentError, Changed, Forked, GuestStat, OnTimeout, Stat, View};
 use wrenn_engine::names::SandboxId;
 
 use crate::words::{bytes, columns, printable_line, short, since, timings_json};
@@ -106,7 +106,18 @@ pub fn stat(stat: &Stat) -> String {
         ("network, out", stat.network_tx_bytes.map_or_else(at_rest, bytes)),
         ("vmm pid", stat.vmm_pid.map_or_else(at_rest, |pid| pid.to_string())),
     ];
-    rows.iter().map(|(name, value)| format!("{name:<14}  {value}\n")).collect()
+    let guest = stat.guest.as_ref().map(guest_rows).into_iter().flatten();
+    rows.into_iter().chain(guest).map(|(name, value)| format!("{name:<14}  {value}\n")).collect()
+}
+
+/// What a guest says of itself.
+fn guest_rows(guest: &GuestStat) -> [(&'static str, String); 3] {
+    let part = |used, total| format!("{} of {}", bytes(used), bytes(total));
+    [
+        ("guest, cpus", format!("{:.1} % of {}", guest.cpu_percent, guest.cpus)),
+        ("guest, memory", part(guest.memory_used_bytes, guest.memory_total_bytes)),
+        ("guest, disk", part(guest.disk_used_bytes, guest.disk_total_bytes)),
+    ]
 }
 
 /// Commands that run in a sandbox. What they are called is the guest's word.
@@ -265,6 +276,15 @@ label      owner=me
             vmm_pid: Some(4711),
             network_rx_bytes: Some(7 << 20),
             network_tx_bytes: Some(0),
+            guest: Some(GuestStat {
+                cpus: 2,
+                cpu_percent: 12.34,
+                memory_total_bytes: 240 << 20,
+                memory_used_bytes: 60 << 20,
+                disk_total_bytes: 1 << 30,
+                disk_used_bytes: 512 << 20,
+                ..GuestStat::default()
+            }),
         };
         assert_eq!(
             format!("\n{}", stat(&running)),
@@ -277,6 +297,9 @@ disk, shared    3.0 GiB
 network, in     7.0 MiB
 network, out    0 B
 vmm pid         4711
+guest, cpus     12.3 % of 2
+guest, memory   60.0 MiB of 240.0 MiB
+guest, disk     512.0 MiB of 1.0 GiB
 "
         );
         assert!(stat(&Stat::default()).starts_with("memory          - (at rest)\n"));

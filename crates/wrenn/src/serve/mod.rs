@@ -140,7 +140,8 @@ impl Server<'_> {
         let spawn = worker_process(self.dir, verbose, self.args.database.as_deref());
         let spawn = spawn.arg("--listen").arg(self.listen.to_string());
         let spawn = spawn.arg("--rate").arg(self.args.rate.to_string()).arg("--domain").arg(self.args.domain.join(","));
-        let spawn = spawn.fd(error.as_fd(), 2).fd(self.listener.as_fd(), LISTENER_FD);
+        let traces = self.args.otlp_endpoint.iter().flat_map(|to| ["--otlp-endpoint".to_owned(), to.to_string()]);
+        let spawn = spawn.args(traces).fd(error.as_fd(), 2).fd(self.listener.as_fd(), LISTENER_FD);
         let handed = self.far.as_ref().map(Far::hand_over).transpose()?;
         let spawn = handed.iter().fold(spawn, |spawn, handed| spawn.fd(handed.as_fd(), FAR_FD));
         spawn.start().context("cannot start the server")

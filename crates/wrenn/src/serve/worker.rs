@@ -24,7 +24,7 @@ use super::far::Far;
 use super::room::{self, Room};
 use super::{FAR_FD, LISTENER_FD, worker_process};
 use crate::agent_cmd::raise_descriptor_limit;
-use crate::cli::WorkerArgs;
+use crate::cli::{ServiceArgs, WorkerArgs};
 use crate::execution::Signals;
 
 /// Serves until its parent ends it.
@@ -59,7 +59,8 @@ async fn serve(args: WorkerArgs, database: &DatabaseUrl, listener: OwnedFd, far:
     let listener = listening(listener)?;
     let db = Database::open(database).await?;
     first_key(&db).await?;
-    let config = Config { domains: args.server.domain, rate: args.server.rate };
+    let ServiceArgs { domain, rate, otlp_endpoint, .. } = args.server;
+    let config = Config { domains: domain, rate, traces: otlp_endpoint };
     let agent: Arc<dyn HostAgent> = match far {
         Some(far) => Arc::new(far.agent()?),
         None => Arc::new(Remote::at(&room::agent_socket())),

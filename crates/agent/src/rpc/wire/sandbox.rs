@@ -11,8 +11,8 @@ use super::{
     Malformed, Problems, invalid, malformed, millis, missing, parse, timings_in, timings_out, vmm_in, vmm_out,
 };
 use crate::host_agent::{
-    AgentError, Change, Changed, CreateRequest, Departure, Ended, OnTimeout, Phase, ResumeOptions, Source, Start, Stat,
-    Timeout, View, Wishes,
+    AgentError, Change, Changed, CreateRequest, Departure, Ended, GuestStat, OnTimeout, Phase, ResumeOptions, Source,
+    Start, Stat, Timeout, View, Wishes,
 };
 
 // ---- enums -----------------------------------------------------------------------------------------------------------
@@ -191,6 +191,7 @@ impl From<Stat> for wire::StatResponse {
             vmm_pid: stat.vmm_pid,
             network_rx_bytes: stat.network_rx_bytes,
             network_tx_bytes: stat.network_tx_bytes,
+            guest: stat.guest.map(Into::into).into(),
         }
     }
 }
@@ -206,6 +207,35 @@ impl From<wire::StatResponse> for Stat {
             vmm_pid: stat.vmm_pid,
             network_rx_bytes: stat.network_rx_bytes,
             network_tx_bytes: stat.network_tx_bytes,
+            guest: stat.guest.into_option().map(Into::into),
+        }
+    }
+}
+
+impl From<GuestStat> for wire::GuestStat {
+    fn from(guest: GuestStat) -> Self {
+        Self {
+            unix_ms: guest.unix_ms,
+            cpus: guest.cpus,
+            cpu_percent: guest.cpu_percent,
+            memory_total_bytes: guest.memory_total_bytes,
+            memory_used_bytes: guest.memory_used_bytes,
+            disk_total_bytes: guest.disk_total_bytes,
+            disk_used_bytes: guest.disk_used_bytes,
+        }
+    }
+}
+
+impl From<wire::GuestStat> for GuestStat {
+    fn from(guest: wire::GuestStat) -> Self {
+        Self {
+            unix_ms: guest.unix_ms,
+            cpus: guest.cpus,
+            cpu_percent: guest.cpu_percent,
+            memory_total_bytes: guest.memory_total_bytes,
+            memory_used_bytes: guest.memory_used_bytes,
+            disk_total_bytes: guest.disk_total_bytes,
+            disk_used_bytes: guest.disk_used_bytes,
         }
     }
 }

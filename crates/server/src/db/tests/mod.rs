@@ -4,7 +4,7 @@ mod postgres;
 mod sqlite;
 mod suite;
 
-use wrenn_client::types::{Key, OperationKind, Scope, State};
+use wrenn_client::types::{Key, LoggedExec, OperationKind, Scope, State};
 
 use super::*;
 
@@ -48,6 +48,9 @@ suite! {
     sandboxes_only_grow_newer,
     the_first_end_of_a_sandbox_counts,
     many_sandboxes_are_indexed_and_forgotten,
+    commands_are_kept_as_they_were_seen_last,
+    of_a_sandbox_the_last_commands_are_kept,
+    commands_go_with_their_sandbox,
     opening_twice_changes_nothing,
     two_may_make_the_same_database,
     a_newer_version_s_database_is_refused,
@@ -130,4 +133,16 @@ fn sandbox_row(number: u64, host: &str, revision: u64) -> SandboxRow {
         created_unix_ms: 1_000_000 + number,
         ended: None,
     }
+}
+
+fn exec_row(number: u64, sandbox: &str) -> ExecRow {
+    let exec = LoggedExec {
+        pid: u32::try_from(number % 7).unwrap(),
+        command: vec!["sh".to_owned(), "-c".to_owned(), format!("echo 'nul \0' {number}")],
+        started_unix_ms: 1_000_000 + number,
+        ended_unix_ms: None,
+        exit: None,
+        output_bytes: 0,
+    };
+    ExecRow { sandbox: sandbox.to_owned(), host: "h".to_owned(), run: "first".to_owned(), exec }
 }

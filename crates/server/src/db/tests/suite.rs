@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use wrenn_client::types::{Code, ErrorBody, OperationState, Why};
+use wrenn_client::types::{Code, ErrorBody, Exit, OperationState, Why};
 
 use super::*;
 
@@ -308,6 +308,41 @@ pub(super) async fn many_sandboxes_are_indexed_and_forgotten(url: &DatabaseUrl) 
     assert_eq!(database.live_sandboxes("h").await.unwrap().len(), 1000);
     assert_eq!(database.forget_sandboxes(2).await.unwrap(), 1000);
     assert_eq!(database.live_sandboxes("h").await.unwrap().len(), 1000);
+}
+
+pub(super) async fn commands_are_kept_as_they_were_seen_last(url: &DatabaseUrl) {
+    let database = open(url).await;
+    let first = exec_row(1, "sb1");
+    let same_time = ExecRow { exec: LoggedExec { pid: 99, ..first.exec.clone() }, ..first.clone() };
+    database.put_execs(&[first.clone(), same_time.clone(), exec_row(2, "sb2")]).await.unwrap();
+    assert_eq!(database.execs("sb1").await.unwrap(), [first.clone(), same_time.clone()]);
+    for exit in [Exit::Exited { code: -1 }, Exit::Signalled { signal: 9 }, Exit::TimedOut, Exit::Unknown] {
+        let exec =
+            LoggedExec { exit: Some(exit), ended_unix_ms: Some(u64::MAX >> 1), output_bytes: 7, ..first.exec.clone() };
+        let ended = ExecRow { exec, ..first.clone() };
+        database.put_execs(std::slice::from_ref(&ended)).await.unwrap();
+        assert_eq!(database.execs("sb1").await.unwrap(), [ended, same_time.clone()]);
+    }
+    assert_eq!(database.execs("sb").await.unwrap(), []);
+}
+
+pub(super) async fn of_a_sandbox_the_last_commands_are_kept(url: &DatabaseUrl) {
+    let database = open(url).await;
+    let rows: Vec<_> = (0..limits::EXECS_KEPT + 300).map(|number| exec_row(number, "sb1")).collect();
+    database.put_execs(&[exec_row(0, "sb2")]).await.unwrap();
+    database.put_execs(&rows).await.unwrap();
+    assert_eq!(database.execs("sb1").await.unwrap(), rows[300..]);
+    assert_eq!(database.execs("sb2").await.unwrap().len(), 1, "each sandbox has its own");
+}
+
+pub(super) async fn commands_go_with_their_sandbox(url: &DatabaseUrl) {
+    let database = open(url).await;
+    let elsewhere = ExecRow { host: "other".to_owned(), ..exec_row(1, "sb3") };
+    database.put_execs(&[exec_row(1, "sb2"), exec_row(1, "sb1"), exec_row(2, "sb1"), elsewhere]).await.unwrap();
+    assert_eq!(database.sandboxes_with_execs("h").await.unwrap(), ["sb1", "sb2"]);
+    assert_eq!(database.forget_execs("sb1").await.unwrap(), 2);
+    assert_eq!(database.forget_execs("sb1").await.unwrap(), 0);
+    assert_eq!(database.sandboxes_with_execs("h").await.unwrap(), ["sb2"]);
 }
 
 pub(super) async fn opening_twice_changes_nothing(url: &DatabaseUrl) {

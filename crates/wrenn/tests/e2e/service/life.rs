@@ -20,6 +20,28 @@ pub async fn create(api: &Api, request: serde_json::Value) -> String {
     made["sandbox"]["id"].as_str().unwrap().to_owned()
 }
 
+/// What a sandbox that runs takes is told at once; what its guest says, as soon as that gets to answer.
+async fn check_metrics(api: &Api, path: &str) {
+    loop {
+        let samples = api.get(&format!("{path}/metrics")).await.ok()["samples"].clone();
+        let last = samples.as_array().unwrap().last().expect("it runs").clone();
+        assert!(last["memory_bytes"].as_u64().unwrap() > 1 << 20, "{last:#}");
+        let guest = &last["guest"];
+        if guest.is_null() {
+            // The machine is busy; it is asked again with the next sample.
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            continue;
+        }
+        let number = |name: &str| guest[name].as_u64().unwrap_or_else(|| panic!("{name}: {guest:#}"));
+        assert!((1 << 20..number("memory_total_bytes")).contains(&number("memory_used_bytes")), "{guest:#}");
+        assert!(number("memory_total_bytes") <= 256 << 20, "{guest:#}");
+        assert!((1..number("disk_total_bytes")).contains(&number("disk_used_bytes")), "{guest:#}");
+        assert!((number("cpus"), guest["cpu_percent"].is_number()) == (1, true), "{guest:#}");
+        assert!(number("unix_ms").abs_diff(last["unix_ms"].as_u64().unwrap()) < 60_000, "{last:#}");
+        return;
+    }
+}
+
 #[test]
 fn a_sandbox_is_made_used_put_to_rest_branched_and_destroyed() {
     let service = Service::begin();
@@ -72,7 +94,7 @@ fn a_sandbox_is_made_used_put_to_rest_branched_and_destroyed() {
         assert!(logs["console"]["data"].is_string(), "{logs:#}");
         let last = logs["execs"].as_array().unwrap().last().unwrap().clone();
         assert_eq!((&last["exit"]["code"], &last["output_bytes"]), (&json!(0), &json!(5)));
-        assert!(api.get(&format!("{path}/metrics")).await.ok()["samples"].is_array());
+        check_metrics(&api, &path).await;
         let host = api.get("/v1/host").await.ok();
         assert_eq!(host["sandboxes"]["running"], 4);
 

@@ -10,3 +10,4 @@ mod life;
 mod server;
 mod streams;
 mod templates;
+mod traces;
