@@ -567,7 +567,7 @@ mod upload {
 
     #[test]
     fn what_appears_whole_takes_a_files_place_and_leaves_links_and_permissions() {
-        let (envd, (_dir, dir)) = (Envd::start(), world());
+        let (envd, (_dir, dir)) = (Envd::ready(), world());
         let (file, link) = (dir.join("script"), dir.join("link"));
         fs::write(&file, "old").unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o751)).unwrap();
@@ -591,7 +591,7 @@ mod upload {
 
     #[test]
     fn what_does_not_become_whole_leaves_nothing() {
-        let (envd, (_dir, dir)) = (Envd::start(), world());
+        let (envd, (_dir, dir)) = (Envd::ready(), world());
         fs::write(dir.join("file"), "old").unwrap();
         let mut stream = TcpStream::connect(("127.0.0.1", envd.port)).unwrap();
         let (path, half) = (target(&dir.join("file")), vec![b'x'; 1_000_000]);

@@ -81,8 +81,8 @@ fn empty() -> StreamedBody {
     tag = "files",
     params(("id" = String, Path, description = "The sandbox", pattern = "^sb[a-z0-9]{18}$"), Which),
     responses(
-        (status = 200, description = "Its bytes", content_type = "application/octet-stream"),
-        (status = 206, description = "Some of them", content_type = "application/octet-stream"),
+        (status = 200, description = "Its bytes, with the type that the guest gives them", content_type = "*/*"),
+        (status = 206, description = "Some of them, with the type that the guest gives them", content_type = "*/*"),
         (status = "default", description = "Refused", body = types::Refusal),
     )
 )]

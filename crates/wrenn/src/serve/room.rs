@@ -148,3 +148,40 @@ pub fn inside(name: &str) -> PathBuf {
 pub fn take_over(path: &Path) -> Result<()> {
     chown(path, Some(0), Some(0)).with_context(|| format!("cannot take over {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+
+    use super::*;
+
+    const PEM: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
+    #[test]
+    fn the_authorities_of_a_database_are_copied_for_the_server() {
+        let (dir, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let room = Room { dir: dir.path().to_owned(), uid: rustix::process::geteuid().as_raw() };
+        let named = files.path().join("ca.pem");
+        let url = format!("postgres://u@h/d?sslmode=verify-full&sslrootcert={}", named.display());
+        let said = |error: anyhow::Error| crate::causes(&error);
+        assert!(said(check_database(Some(&url)).unwrap_err()).contains("ca.pem; sslrootcert has to name"));
+        fs::write(&named, "nothing").unwrap();
+        assert!(said(room.database(Some(&url)).unwrap_err()).contains("has no certificate"));
+
+        fs::write(&named, PEM).unwrap();
+        let (copy, secret) = (room.path(AUTHORITIES), files.path().join("secret"));
+        fs::write(&secret, "secret").unwrap();
+        // What the server's user may have put there.
+        symlink(&secret, &copy).unwrap();
+        for _ in 0..2 {
+            let seen = room.database(Some(&url)).unwrap();
+            assert_eq!(seen.root_cert(), Some(inside(AUTHORITIES)));
+            let about = fs::symlink_metadata(&copy).unwrap();
+            assert!(about.is_file() && about.mode() & 0o777 == 0o600);
+            assert_eq!(fs::read_to_string(&copy).unwrap(), PEM);
+        }
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "secret");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(room.database(None).unwrap().root_cert(), None);
+    }
+}
