@@ -221,15 +221,16 @@ fn shortened(command: Vec<String>) -> Vec<String> {
     let mut room = limits::EXEC_LINE_BYTES_MAX;
     let mut kept = Vec::new();
     for mut word in command {
-        if word.len() > room {
+        // Many empty words are many as well.
+        let takes = word.len().max(1);
+        if takes > room {
             let end = (0..=room).rev().find(|end| word.is_char_boundary(*end)).unwrap_or(0);
             word.truncate(end);
             word.push(CUT);
             kept.push(word);
             break;
         }
-        // Many empty words are many as well.
-        room -= word.len().max(1).min(room);
+        room -= takes;
         kept.push(word);
     }
     kept

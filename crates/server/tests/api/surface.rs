@@ -1,9 +1,12 @@
 //! What there is beside the API's own answers: pages, metrics, unknown paths and methods, and hosts that are none.
 
+use std::time::Instant;
+
 use proptest::prelude::*;
 use reqwest::Method;
 use serde_json::{Value, json};
 use wrenn_agent::fake::Fake;
+use wrenn_server::limits;
 
 use crate::document::operations;
 use crate::server::{Server, sandbox};
@@ -186,4 +189,27 @@ fn whatever_a_client_says_it_is_answered() {
         });
         prop_assert!(answer.status.as_u16() == 201 || answer.code() == "invalid", "{answer:?}");
     });
+}
+
+#[tokio::test]
+async fn a_sandbox_is_measured_for_who_looks_at_it() {
+    let (server, began) = (Server::start().await.ready().await, Instant::now());
+    let id = sandbox(&server.api).await;
+    let path = format!("/v1/sandboxes/{id}");
+    let samples = async || server.api.get(&format!("{path}/metrics")).await.ok()["samples"].clone();
+    let first = samples().await;
+    let guest = &first[0]["guest"];
+    assert_eq!((first.as_array().unwrap().len(), &first[0]["memory_bytes"]), (1, &json!(1u64 << 40)));
+    assert_eq!((&guest["cpu_percent"], &guest["memory_used_bytes"]), (&json!(12.5), &json!(40 << 20)));
+    let again = samples().await;
+    // Unless this machine has stood still.
+    if began.elapsed() < limits::SAMPLE_EVERY {
+        assert_eq!(again, first, "who looks all the time has it measured no more often");
+    }
+
+    // One that rests is measured as well, and its guest says nothing.
+    let other = sandbox(&server.api).await;
+    server.api.post(&format!("/v1/sandboxes/{other}/pause"), json!({})).await.ok();
+    let at_rest = server.api.get(&format!("/v1/sandboxes/{other}/metrics")).await.ok()["samples"][0].clone();
+    assert_eq!((&at_rest["guest"], &at_rest["memory_bytes"]), (&Value::Null, &Value::Null));
 }

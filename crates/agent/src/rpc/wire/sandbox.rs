@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_to_start_from_has_a_name() {
-        for name in ["", ".hidden", "a/b", "A", &"x".repeat(65)] {
+        for name in ["", ".hidden", "a/b/c", "A", &"x".repeat(65)] {
             let source = Some(wire::create_request::Source::Snapshot(name.to_owned()));
             let error = checked_create(wire::CreateRequest { source, ..request() }).unwrap_err();
             assert!(error.code == Code::Invalid && error.message.contains("a snapshot's name"), "{error}");

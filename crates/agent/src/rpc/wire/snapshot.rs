@@ -228,10 +228,10 @@ mod tests {
     fn a_snapshots_name_is_none_of_an_id() {
         let named =
             |name: &str| checked_snapshot(wire::SnapshotRequest { name: Some(name.to_owned()), ..Default::default() });
-        for name in ["a", "0", "before.the-change_2", "sn", "sb0123456789abcdefgh", &"x".repeat(64)] {
+        for name in ["a", "0", "before.the-change_2", "sn", "sb0123456789abcdefgh", "acme/a", &"x".repeat(64)] {
             assert_eq!(named(name), Ok(SnapshotRequest { name: Some(name.to_owned()), ..SnapshotRequest::default() }));
         }
-        for name in ["", "-a", ".", "..", "a/b", "a b", "A", "ä", "a\n", &"x".repeat(65), "sn0123456789abcdefgh"] {
+        for name in ["", "-a", ".", "..", "a/b/c", "a b", "A", "ä", "a\n", &"x".repeat(65), "sn0123456789abcdefgh"] {
             assert!(named(name).unwrap_err().message.contains("cannot be a snapshot's name"), "{name}");
         }
         assert_eq!(checked_snapshot(wire::SnapshotRequest::default()), Ok(SnapshotRequest::default()));

@@ -63,7 +63,9 @@ fn a_sandbox_is_made_used_put_to_rest_branched_and_destroyed() {
         assert_eq!(sh(&api, &id, "cat /dev/shm/note").await, (0, "kept\n".to_owned()));
 
         let kept = api.post("/v1/snapshots", json!({ "sandbox": id, "name": "before" })).await;
-        assert_eq!(kept.status.as_u16(), 201);
+        assert_eq!((kept.status.as_u16(), &kept.body["snapshot"]["name"]), (201, &json!("before")));
+        let on_the_host = service.wrenn(&["snapshot", "ls"]).output().unwrap();
+        assert!(crate::world::text(&on_the_host.stdout).contains(" default/before "), "{on_the_host:?}");
         let forked = api.post(&format!("{path}/fork"), json!({ "count": 2 })).await.ok();
         let forks: Vec<String> = forked["forks"]
             .as_array()
