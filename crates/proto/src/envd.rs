@@ -31,6 +31,10 @@ pub const SIGNATURE_HEADER: &str = "x-wrenn-signature";
 /// Header of every guarded request: the token that the last /init set.
 pub const TOKEN_HEADER: &str = "x-access-token";
 
+/// Header of an upload whose file appears under its name when it is whole, in place of what was there; with any value. An
+/// upload that breaks off leaves nothing, whoever is gone by then.
+pub const WHOLE_HEADER: &str = "x-wrenn-whole";
+
 /// Header of /init's answer: envd's version.
 pub const VERSION_HEADER: &str = "x-envd-version";
 

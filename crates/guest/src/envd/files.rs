@@ -27,6 +27,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::StreamExt as _;
 use serde::Serialize;
+use wrenn_proto::envd::WHOLE_HEADER;
 
 use self::download::DownloadError;
 use self::headers::{MetadataError, Query};
@@ -186,13 +187,14 @@ async fn receive(state: Arc<State>, parts: Parts, body: &mut BodyDataStream) -> 
     let headers = parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
     let metadata = headers::metadata(headers)?;
     let size = if gzip { None } else { content_length(&parts.headers) };
+    let whole = parts.headers.contains_key(WHOLE_HEADER);
 
     let answered: BTreeMap<String, String> = metadata.iter().cloned().collect();
     let upload = blocking(move || {
         let owner = user(&state, &query)?;
         let target = query.path.as_deref().filter(|path| !path.is_empty());
         let target = target.map(|path| resolve(path, &owner, &state)).transpose()?;
-        Ok(Upload::begin(Plan { owner, target, metadata, size }, form, gzip)?)
+        Ok(Upload::begin(Plan { owner, target, metadata, size, whole }, form, gzip)?)
     })
     .await?;
     let paths = upload::receive(upload, body).await?;

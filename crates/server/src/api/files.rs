@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use utoipa::IntoParams;
 use wrenn_agent::envd_client::{EntryKind, EnvdClient, StreamedBody};
 use wrenn_client::types::{self, FileEntry, FileList, MakeDirRequest, MoveRequest, RemoveRequest, Written};
+use wrenn_proto::envd::WHOLE_HEADER;
 
 use super::exec::check_user;
 use super::guest_http;
@@ -27,7 +28,6 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::ApiError;
 use crate::extract::{Id, Json, Query, Writer};
-use crate::ids::new_secret;
 use crate::limits;
 
 /// Headers of a download's request that its answer depends on.
@@ -139,65 +139,40 @@ pub async fn write(
     request: Request,
 ) -> Result<Answer<Written>, ApiError> {
     check(&which.path, which.user.as_deref())?;
-    let upload = Upload { temporary: temporary(&which.path)?, path: which.path, user: which.user };
+    check_names_file(&which.path)?;
     let guest = app.guest(&caller, &id).await?;
-    // In a task of its own: when the client hangs up, what was written so far is removed all the same.
-    let writing = tokio::spawn(upload.write(guest, request.into_body()));
+    // In a task of its own: an upload that has arrived is finished also when its client hangs up.
+    let writing = tokio::spawn(upload(guest, which, request.into_body()));
     let written = writing.await.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()))?;
     Ok(Answer(written))
 }
 
-/// Where a file is until it is whole: beside its place, so that it can be renamed there.
-fn temporary(path: &str) -> Result<String, ApiError> {
-    let (folder, name) = path.rsplit_once('/').map_or(("", path), |(folder, name)| (folder, name));
+fn check_names_file(path: &str) -> Result<(), ApiError> {
+    let name = path.rsplit_once('/').map_or(path, |(_folder, name)| name);
     if matches!(name, "" | "." | ".." | "~") {
         return Err(ApiError::invalid("the path names no file"));
     }
-    let slash = if path.contains('/') { "/" } else { "" };
-    Ok(format!("{folder}{slash}.wrenn-{}.part", new_secret::<8>()?))
+    Ok(())
 }
 
-struct Upload {
-    path: String,
-    temporary: String,
-    user: Option<String>,
-}
-
-impl Upload {
-    async fn write(self, guest: EnvdClient, body: Body) -> Result<Written, ApiError> {
-        let user = self.user.as_deref();
-        let written = match self.send(&guest, body).await {
-            Ok(size) => guest.rename(&self.temporary, &self.path, user).await.map(|()| size).map_err(ApiError::from),
-            Err(error) => Err(error),
-        };
-        match written {
-            Ok(size) => Ok(Written { path: self.path, size }),
-            Err(error) => {
-                if let Err(left) = guest.remove(&self.temporary, user).await {
-                    tracing::warn!(path = self.temporary, error = %left, "part of an upload stays in its sandbox");
-                }
-                Err(error)
-            }
-        }
+/// Sends the bytes. That the file appears when it is whole, and that nothing stays of one that is not, is seen to by the guest's
+/// agent: it is there also when this server is not any more.
+async fn upload(guest: EnvdClient, which: Which, body: Body) -> Result<Written, ApiError> {
+    let sent = Arc::new(Sent::default());
+    let request = http::Request::builder()
+        .method(Method::POST)
+        .uri(files_uri(&which.path))
+        .header(header::CONTENT_TYPE, "application/octet-stream")
+        .header(WHOLE_HEADER, "1")
+        .body(Watched::new(body, Arc::clone(&sent)).boxed_unsync())
+        .map_err(|odd| ApiError::invalid(odd.to_string()))?;
+    let answer = guest.http(request, which.user.as_deref(), "POST /files", None).await;
+    if sent.stalled.load(Ordering::Relaxed) {
+        let seconds = limits::STALL_MAX.as_secs();
+        return Err(ApiError::invalid(format!("the body did not arrive: nothing came for {seconds} s")));
     }
-
-    /// Sends the bytes; answers how many they were.
-    async fn send(&self, guest: &EnvdClient, body: Body) -> Result<u64, ApiError> {
-        let sent = Arc::new(Sent::default());
-        let request = http::Request::builder()
-            .method(Method::POST)
-            .uri(files_uri(&self.temporary))
-            .header(header::CONTENT_TYPE, "application/octet-stream")
-            .body(Watched::new(body, Arc::clone(&sent)).boxed_unsync())
-            .map_err(|odd| ApiError::invalid(odd.to_string()))?;
-        let answer = guest.http(request, self.user.as_deref(), "POST /files", None).await;
-        if sent.stalled.load(Ordering::Relaxed) {
-            let seconds = limits::STALL_MAX.as_secs();
-            return Err(ApiError::invalid(format!("the body did not arrive: nothing came for {seconds} s")));
-        }
-        guest_http::accepted(answer?).await?;
-        Ok(sent.bytes.load(Ordering::Relaxed))
-    }
+    guest_http::accepted(answer?).await?;
+    Ok(Written { path: which.path, size: sent.bytes.load(Ordering::Relaxed) })
 }
 
 /// What became of an upload's body.
@@ -391,15 +366,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_beside_its_place_until_it_is_whole() {
-        let folder = |path: &str| temporary(path).unwrap().rsplit_once('/').map(|(folder, _)| folder.to_owned());
-        assert_eq!(folder("/a/b/c").as_deref(), Some("/a/b"));
-        assert_eq!(folder("/c").as_deref(), Some(""));
-        assert_eq!(folder("../c").as_deref(), Some(".."));
-        assert_eq!(folder("c"), None);
-        assert!(temporary("c").unwrap().starts_with(".wrenn-"));
+    fn a_path_names_a_file_or_none() {
+        for file in ["/a/b/c", "/c", "../c", "c", "/a/~c"] {
+            assert!(check_names_file(file).is_ok(), "{file}");
+        }
         for none in ["/", "/a/", ".", "a/..", "~"] {
-            assert!(temporary(none).is_err(), "{none}");
+            assert!(check_names_file(none).is_err(), "{none}");
         }
     }
 

@@ -1,4 +1,5 @@
-//! `POST /files`: bytes of one or several files, written in place as they arrive.
+//! `POST /files`: bytes of one or several files, written in place as they arrive; or, for who asks for it, beside their place,
+//! to which they are renamed when they are whole.
 //!
 //! A client that watches the directory counts events, so a file is made by exactly three steps: create, change of owner,
 //! write. Up to [`limits::UPLOAD_BUFFER_BYTES`] are kept back, which makes the write of a small file a single one, and
@@ -15,6 +16,7 @@ use std::mem;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::BodyDataStream;
@@ -124,6 +126,8 @@ pub struct Plan {
     pub metadata: Vec<(String, String)>,
     /// Bytes the target will take, where that is known.
     pub size: Option<u64>,
+    /// Whether a file appears under its name when it is whole, and not before.
+    pub whole: bool,
 }
 
 /// How the files are in the body.
@@ -150,7 +154,9 @@ impl Upload {
         let mut files = Files { plan, form, current: None, done: Vec::new() };
         if let Some(target) = files.plan.target.clone() {
             check_target(&target)?;
-            check_space(&target, files.plan.size.unwrap_or(0))?;
+            // What is there stays until the new file is whole.
+            let reusable = if files.plan.whole { 0 } else { blocks_bytes(&target) };
+            check_space(&target, files.plan.size.unwrap_or(0), reusable)?;
         }
         if matches!(files.form, Form::Whole) {
             files.open(None)?;
@@ -203,9 +209,13 @@ fn check_target(path: &Path) -> Result<(), UploadError> {
     }
 }
 
-/// Refuses what cannot fit, before an existing file is emptied for nothing. What it takes now counts as free.
-fn check_space(path: &Path, size: u64) -> Result<(), UploadError> {
-    let reusable = std::fs::metadata(path).map_or(0, |there| there.blocks() * BLOCK_BYTES);
+/// What a file takes now.
+fn blocks_bytes(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |there| there.blocks() * BLOCK_BYTES)
+}
+
+/// Refuses what cannot fit, before an existing file is emptied for nothing. `reusable` bytes count as free.
+fn check_space(path: &Path, size: u64, reusable: u64) -> Result<(), UploadError> {
     let Some(about) = path.ancestors().find_map(|ancestor| rustix::fs::statvfs(ancestor).ok()) else { return Ok(()) };
     let free = about.f_bfree.saturating_mul(about.f_frsize).saturating_add(reusable);
     // A file system without a size, as some in user space, cannot tell.
@@ -270,7 +280,8 @@ impl Files {
             return Err(UploadError::TooManyFiles);
         }
         check_target(&path)?;
-        self.current = Some(Target { path, buffer: Vec::new(), file: None });
+        let part = self.plan.whole.then(|| Part::beside(&path));
+        self.current = Some(Target { path, part, buffer: Vec::new(), file: None });
         Ok(())
     }
 
@@ -298,6 +309,8 @@ impl Files {
 /// A file that is being written; it is opened with its first write.
 struct Target {
     path: PathBuf,
+    /// Where it is until it is whole, if not at its place.
+    part: Option<Part>,
     buffer: Vec<u8>,
     file: Option<File>,
 }
@@ -319,6 +332,9 @@ impl Target {
         if self.file.is_none() {
             self.write(&[], plan)?;
         }
+        if let Some(part) = self.part {
+            part.take_place(&self.path)?;
+        }
         Ok(self.path)
     }
 
@@ -336,11 +352,44 @@ impl Target {
     fn write(&mut self, data: &[u8], plan: &Plan) -> Result<(), UploadError> {
         let mut file = match self.file.take() {
             Some(file) => file,
-            None => open_target(&self.path, plan)?,
+            None => open_target(self.part.as_ref().map_or(&self.path, |part| &part.0), plan)?,
         };
         file.write_all(data).map_err(UploadError::write("write", &self.path))?;
         self.file = Some(file);
         Ok(())
+    }
+}
+
+/// A file that is not whole yet, beside its place; removed unless it takes that.
+struct Part(PathBuf);
+
+impl Part {
+    /// A hidden name in the same directory; the process and a counter make it one of its own.
+    fn beside(path: &Path) -> Self {
+        static UPLOADS: AtomicU64 = AtomicU64::new(0);
+        let serial = UPLOADS.fetch_add(1, Ordering::Relaxed);
+        Self(path.with_file_name(format!(".wrenn-{}-{serial}.part", std::process::id())))
+    }
+
+    /// The file is whole.
+    fn take_place(mut self, path: &Path) -> Result<(), UploadError> {
+        std::fs::rename(&self.0, path).map_err(UploadError::write("rename the upload to", path))?;
+        self.0 = PathBuf::new();
+        Ok(())
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if self.0.as_os_str().is_empty() {
+            return;
+        }
+        match std::fs::remove_file(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                eprintln!("envd: a part of an upload stays at {}: {error}", self.0.display());
+            }
+            Ok(()) | Err(_) => {}
+        }
     }
 }
 
