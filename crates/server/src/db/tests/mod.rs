@@ -22,10 +22,10 @@ macro_rules! suite {
         }
 
         /// Runs the suite, each function with a database of its own.
-        async fn on_postgres(server: &postgres::Server) {
+        async fn on_postgres(server: &wrenn_testworld::postgres::Postgres) {
             $(
                 println!("{}", stringify!($name));
-                suite::$name(&server.new_database().await).await;
+                suite::$name(&postgres::new_database(server)).await;
             )*
         }
     };
