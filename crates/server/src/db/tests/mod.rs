@@ -115,6 +115,7 @@ fn operation(number: u64, tenant: &str, idempotency_key: Option<&str>) -> NewOpe
         key_id: "ky0".to_owned(),
         idempotency_key: idempotency_key.map(str::to_owned),
         request_digest: digest(number),
+        wanted: None,
         created_unix_ms: 1_000_000 + number,
     }
 }
