@@ -4,7 +4,10 @@
 
 mod browser;
 mod commands;
+mod database;
+mod faults;
 mod keys;
+mod large_files;
 mod life;
 mod server;
 mod streams;
