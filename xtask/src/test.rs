@@ -73,7 +73,7 @@ pub struct SoakArgs {
 }
 
 /// Tests that sample a matrix, and run the whole of it in a soak.
-const SAMPLED: &str = "test(at_any_moment)";
+const SAMPLED: &str = "(test(at_any_moment) | test(in_a_soak))";
 
 /// Runs the sampled tests with many rounds; set-up and checks are `test`'s.
 pub fn soak(args: &SoakArgs) -> Result<ExitCode> {

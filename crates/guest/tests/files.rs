@@ -24,6 +24,7 @@ use rustix::fs::{CWD, Mode};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
+use wrenn_proto::envd::WHOLE_HEADER;
 
 use plain::{Answer, Call, Envd, Me, Streamed, TOKEN, encode, eventually};
 
@@ -871,6 +872,36 @@ mod streaming {
         assert_eq!(put(&envd, &target(&top.join("after")), b"x", &[]).status, 200);
         eventually("the connections are closed", || open_connections(&envd).is_disjoint(&[large, small].into()));
         assert_eq!(fs::read(top.join("small")).unwrap(), b"old", "nothing was written yet, so nothing is lost");
+    }
+
+    #[test]
+    fn an_upload_that_is_to_be_whole_is_seen_whole_or_not_at_all() {
+        let (_dir, top) = world();
+        let envd = Envd::ready();
+        let names = || -> Vec<String> {
+            let names = fs::read_dir(&top).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let mut names: Vec<_> = names.collect();
+            names.sort();
+            names
+        };
+        fs::write(top.join("file"), "old").unwrap();
+        let call = Call::new("POST", target(&top.join("file"))).token();
+        let call = call.header("content-type", "application/octet-stream").header(WHOLE_HEADER, "true");
+        let mut stream = call.header("content-length", "10000000").begin(envd.port);
+        stream.write_all(&vec![7; 3_000_000]).unwrap();
+        eventually("the upload has begun", || names().len() == 2);
+        assert_eq!(fs::read(top.join("file")).unwrap(), b"old", "what was there stays until then");
+        drop(stream);
+        eventually("what was written is gone", || names() == ["file"]);
+        assert_eq!(fs::read(top.join("file")).unwrap(), b"old");
+
+        let answer = put(&envd, &target(&top.join("file")), &vec![8; 300_000], &[(WHOLE_HEADER, "true")]);
+        assert_eq!((answer.status, answer.json()[0]["name"].as_str()), (200, Some("file")), "{}", answer.text());
+        assert_eq!((fs::read(top.join("file")).unwrap(), names()), (vec![8; 300_000], vec!["file".to_owned()]));
+        fs::create_dir(top.join("dir")).unwrap();
+        assert_error(&put(&envd, &target(&top.join("dir")), b"x", &[(WHOLE_HEADER, "true")]), 400, "is a directory");
+        let form = post_form(&envd, &target(&top.join("new")), &[("file", Some("a"), b"")], &[(WHOLE_HEADER, "true")]);
+        assert_eq!((form.status, names()), (200, ["dir", "file", "new"].map(str::to_owned).to_vec()));
     }
 
     /// The peers' ports of the connections that envd holds. Others than this test's may connect to a port that was theirs.

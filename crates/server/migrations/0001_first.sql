@@ -43,6 +43,7 @@ CREATE TABLE operations (
     key_id TEXT NOT NULL,
     idempotency_key TEXT,
     request_digest TEXT NOT NULL,
+    wanted TEXT,
     state TEXT NOT NULL,
     sandbox TEXT,
     template TEXT,

@@ -129,6 +129,7 @@ pub fn start(agent: Arc<dyn HostAgent>, db: Database, config: Config) -> Running
         tokio::spawn(world::follow(Arc::clone(&world), Arc::clone(&agent))).abort_handle(),
         tokio::spawn(record::write(recorded, Arc::clone(&app))).abort_handle(),
         tokio::spawn(exec_log::sweep(log, db, Arc::clone(&world), Arc::clone(&agent))).abort_handle(),
+        tokio::spawn(record::settle(Arc::clone(&app))).abort_handle(),
         tokio::spawn(samples::measure(samples, world, agent)).abort_handle(),
         tokio::spawn(operations::settle(Arc::clone(&app))).abort_handle(),
     ];

@@ -30,6 +30,7 @@ pub mod extract;
 pub mod http;
 pub mod ids;
 pub mod limits;
+pub mod making;
 pub mod metrics;
 pub mod new_key;
 pub mod operations;

@@ -160,6 +160,9 @@ pub const HEALTH_LIMIT: Duration = Duration::from_secs(2);
 /// How long a connection to a guest's port may take.
 pub const DIAL_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long it is remembered why a sandbox ended.
+pub const ENDS_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 /// How long operations are remembered once they ended.
 pub const OPERATIONS_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 

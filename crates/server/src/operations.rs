@@ -6,16 +6,17 @@
 //! ```
 //!
 //! A server that is killed leaves operations that run in the database, and an agent that goes on. The next server [`settle`]s
-//! them: a new sandbox has its operation's id among its attributes, so whether it was made is a fact that can be looked up.
+//! them: a new sandbox has its operation's id among its attributes, so whether it was made is a fact that can be looked up, and
+//! what template was wanted is in the database, so that it can be asked for again ([`making`]).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use wrenn_agent::host_agent::{Created, Phase, TemplateView, View};
-use wrenn_client::types::{Code, Operation, OperationKind};
+use wrenn_client::types::{Code, NewTemplate, Operation, OperationKind};
 
 use crate::app::App;
 use crate::attributes::Attributes;
@@ -24,6 +25,7 @@ use crate::db::{Begun, NewOperation, OperationEnd, OperationRow};
 use crate::error::ApiError;
 use crate::ids::new_id;
 use crate::limits;
+use crate::making::{self, Making};
 use crate::time::now_unix_ms;
 use crate::traces::FutureExt as _;
 
@@ -31,8 +33,6 @@ use crate::traces::FutureExt as _;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// After how long an agent that was asked for a sandbox has begun with it, if it ever does: it checks images first.
 const BEGUN_BY: Duration = Duration::from_secs(10);
-/// How long an outcome that cannot be written down is tried again.
-const WRITE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Those of this process.
 #[derive(Default)]
@@ -68,6 +68,8 @@ pub struct Wanted {
     pub idempotency_key: Option<String>,
     /// Hash of the request, in hexadecimal digits.
     pub request_digest: String,
+    /// The template that is to be made, if it is one.
+    pub template: Option<NewTemplate>,
 }
 
 /// Notes an operation down, unless the caller's tenant has one under the same idempotency key.
@@ -79,6 +81,7 @@ pub async fn begin(app: &App, caller: &Caller, wanted: Wanted) -> Result<Ticket,
         key_id: caller.key.id.clone(),
         idempotency_key: wanted.idempotency_key,
         request_digest: wanted.request_digest,
+        wanted: wanted.template,
         created_unix_ms: now_unix_ms(),
     };
     match app.db.begin_operation(&operation).await? {
@@ -172,6 +175,7 @@ pub fn unknown(id: &str) -> ApiError {
     ApiError::not_found("operation", id, "/v1/operations")
 }
 
+/// Notes an outcome down, however long the database is not there: an operation ends.
 async fn note(app: &App, id: &str, outcome: &Outcome) {
     let end = match outcome {
         Ok(Made::Sandbox(changed)) => {
@@ -180,14 +184,9 @@ async fn note(app: &App, id: &str, outcome: &Outcome) {
         Ok(Made::Template(view)) => OperationEnd::Succeeded { sandbox: None, template: Some(view.id.clone()) },
         Err(error) => OperationEnd::Failed(error.body.clone()),
     };
-    let write = async {
-        while let Err(error) = app.db.end_operation(id, &end, now_unix_ms()).await {
-            tracing::warn!(operation = id, %error, "cannot note what came of an operation; trying again");
-            sleep(limits::AGENT_RETRY * 5).await;
-        }
-    };
-    if timeout(WRITE_LIMIT, write).await.is_err() {
-        tracing::error!(operation = id, "what came of an operation is not noted; the next start looks at it again");
+    while let Err(error) = app.db.end_operation(id, &end, now_unix_ms()).await {
+        tracing::warn!(operation = id, %error, "cannot note what came of an operation; trying again");
+        sleep(limits::AGENT_RETRY * 5).await;
     }
 }
 
@@ -216,8 +215,14 @@ async fn take_up(app: Arc<App>, row: OperationRow) -> Outcome {
     match row.operation.kind {
         OperationKind::Create => sandbox_of(&app, &row.operation).await,
         OperationKind::TemplateBuild | OperationKind::TemplateFromSnapshot => {
-            let message = "the server ended while the template was being made; the agent may have gone on";
-            Err(ApiError::new(Code::Failed, message).remedy("GET /v1/templates tells; ask again if it is not there"))
+            match row.wanted.as_ref().and_then(Making::of) {
+                Some(making) => making::go_on(app, row.operation, making).await,
+                None => {
+                    let message =
+                        "the server ended while the template was being made, and what was wanted is not known";
+                    Err(ApiError::new(Code::Failed, message).remedy("GET /v1/templates tells what is there"))
+                }
+            }
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod client;
 mod frames;
 mod guest;
 mod internet;
+pub mod postgres;
 
 use std::fs;
 use std::io;

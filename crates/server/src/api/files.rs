@@ -144,8 +144,10 @@ pub async fn write(
         return Err(ApiError::invalid("the path names no file"));
     }
     let guest = app.guest(&caller, &id).await?;
-    let size = send(&guest, &which, request.into_body()).await?;
-    Ok(Answer(Written { path: which.path, size }))
+    // In a task of its own: an upload that has arrived is finished also when its client hangs up.
+    let writing = tokio::spawn(send(guest, which, request.into_body()));
+    let written = writing.await.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()))?;
+    Ok(Answer(written))
 }
 
 fn names_no_file(path: &str) -> bool {
@@ -153,8 +155,9 @@ fn names_no_file(path: &str) -> bool {
     matches!(name, "" | "." | ".." | "~")
 }
 
-/// Sends the bytes; answers how many they were. What the guest has of them is gone when they are not all.
-async fn send(guest: &EnvdClient, which: &Which, body: Body) -> Result<u64, ApiError> {
+/// Sends the bytes. That the file appears when it is whole, and that nothing stays of one that is not, is seen to by the guest's
+/// agent: it is there also when this server is not any more.
+async fn send(guest: EnvdClient, which: Which, body: Body) -> Result<Written, ApiError> {
     let sent = Arc::new(Sent::default());
     let request = http::Request::builder()
         .method(Method::POST)
@@ -169,7 +172,7 @@ async fn send(guest: &EnvdClient, which: &Which, body: Body) -> Result<u64, ApiE
         return Err(ApiError::invalid(format!("the body did not arrive: nothing came for {seconds} s")));
     }
     guest_http::accepted(answer?).await?;
-    Ok(sent.bytes.load(Ordering::Relaxed))
+    Ok(Written { path: which.path, size: sent.bytes.load(Ordering::Relaxed) })
 }
 
 /// What became of an upload's body.

@@ -81,6 +81,7 @@ pub async fn create(
         kind: OperationKind::Create,
         idempotency_key: idempotency_key(&headers)?,
         request_digest: hex::encode(Sha256::digest(serde_json::to_vec(&wanted).unwrap_or_default())),
+        template: None,
     };
     // A repetition is answered as the request was, also if what it was made of is gone.
     if let Some(id) = operations::known(&app, &caller, &asked).await? {

@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use sha2::{Digest as _, Sha256};
-use wrenn_agent::host_agent::{Fresh, Progress, TemplateView};
-use wrenn_client::types::{NewTemplate, Operation, OperationKind, Page, Refusal, Template, WarmRequest, Warmed};
+use wrenn_agent::host_agent::{Fresh, TemplateView};
+use wrenn_client::types::{NewTemplate, Operation, Page, Refusal, Template, WarmRequest, Warmed};
 
 use super::page::{Paging, page_of};
 use super::sandboxes::{Waiting, ready_limit, seen_through, shape};
@@ -18,13 +18,8 @@ use crate::convert;
 use crate::error::ApiError;
 use crate::extract::{Admin, Json, Query, Segment, Writer};
 use crate::limits;
-use crate::operations::{self, Made, Outcome, Wanted};
-
-/// What is to be made.
-enum Making {
-    Build(String),
-    FromSnapshot { snapshot: String, name: String },
-}
+use crate::making::{self, Making};
+use crate::operations::{self, Made, Wanted};
 
 /// Builds a template, or makes one of a snapshot.
 #[utoipa::path(
@@ -46,13 +41,14 @@ pub async fn create(
     Json(wanted): Json<NewTemplate>,
 ) -> Result<Response, ApiError> {
     let making = making(&app, &caller, &wanted).await?;
-    let kind = match &making {
-        Making::Build(_) => OperationKind::TemplateBuild,
-        Making::FromSnapshot { .. } => OperationKind::TemplateFromSnapshot,
+    let asked = Wanted {
+        kind: making.kind(),
+        idempotency_key: None,
+        request_digest: hex::encode(Sha256::digest(serde_json::to_vec(&wanted).unwrap_or_default())),
+        template: Some(making.wanted()),
     };
-    let request_digest = hex::encode(Sha256::digest(serde_json::to_vec(&wanted).unwrap_or_default()));
-    let ticket = operations::begin(&app, &caller, Wanted { kind, idempotency_key: None, request_digest }).await?;
-    operations::run(&app, ticket.id.clone(), make(Arc::clone(&app), ticket.id.clone(), making));
+    let ticket = operations::begin(&app, &caller, asked).await?;
+    operations::run(&app, ticket.id.clone(), making::make(Arc::clone(&app), ticket.id.clone(), making));
     if !waiting.wait {
         return super::operations::accepted(&app, &caller, &ticket.id).await;
     }
@@ -66,42 +62,19 @@ pub async fn create(
 }
 
 async fn making(app: &App, caller: &Caller, wanted: &NewTemplate) -> Result<Making, ApiError> {
-    match (&wanted.build, &wanted.snapshot, &wanted.name) {
-        (Some(build), None, None) => Ok(Making::Build(build.clone())),
-        (None, Some(snapshot), Some(name)) => {
-            let snapshot = super::snapshots::find(app, caller, snapshot).await?.id.to_string();
-            Ok(Making::FromSnapshot { snapshot, name: name.clone() })
-        }
-        _otherwise => Err(ApiError::invalid("a template is asked for by `build`, or by `snapshot` and `name`")),
+    let named = [&wanted.build, &wanted.snapshot, &wanted.name];
+    if named.into_iter().flatten().any(|text| text.len() > limits::TEMPLATE_BYTES_MAX) {
+        let most = limits::TEMPLATE_BYTES_MAX;
+        return Err(ApiError::invalid(format!("`build`, `snapshot` and `name` have at most {most} bytes each")));
     }
-}
-
-async fn make(app: Arc<App>, operation: String, making: Making) -> Outcome {
-    let view = match making {
-        Making::Build(recipe) => {
-            let progress = progress(&app, operation);
-            app.agent.build_template(&recipe, progress).await?
+    let message = "a template is asked for by `build`, or by `snapshot` and `name`";
+    match Making::of(wanted).ok_or_else(|| ApiError::invalid(message))? {
+        Making::Build(build) => Ok(Making::Build(build)),
+        Making::FromSnapshot { snapshot, name } => {
+            let snapshot = super::snapshots::find(app, caller, &snapshot).await?.id.to_string();
+            Ok(Making::FromSnapshot { snapshot, name })
         }
-        Making::FromSnapshot { snapshot, name } => app.agent.template_from_snapshot(&snapshot, &name).await?,
-    };
-    Ok(Made::Template(Arc::new(view)))
-}
-
-/// Writes each step down, in a task of its own that keeps their order.
-fn progress(app: &Arc<App>, operation: String) -> Progress {
-    let (lines, mut told) = tokio::sync::mpsc::unbounded_channel::<String>();
-    let db = app.db.clone();
-    tokio::spawn(async move {
-        while let Some(line) = told.recv().await {
-            if let Err(error) = db.progress_operation(&operation, &line).await {
-                tracing::warn!(operation, %error, "a step of an operation is not noted");
-            }
-        }
-    });
-    Arc::new(move |line: &str| {
-        // The task ends when nobody tells anything any more.
-        drop(lines.send(line.to_owned()));
-    })
+    }
 }
 
 /// Lists templates, by their names.

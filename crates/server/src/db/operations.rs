@@ -4,13 +4,13 @@
 //! the first is decided by the table itself, so that of many at once exactly one is.
 
 use sqlx::query;
-use wrenn_client::types::{ErrorBody, Operation, OperationKind, OperationState};
+use wrenn_client::types::{ErrorBody, NewTemplate, Operation, OperationKind, OperationState};
 
 use super::row::{Row, bigint, json, keepable};
 use super::{Database, DbError, limits};
 
-const COLUMNS: &str = "id, kind, tenant, key_id, idempotency_key, request_digest, state, sandbox, template, error, \
-                       progress, created_unix_ms, ended_unix_ms";
+const COLUMNS: &str = "id, kind, tenant, key_id, idempotency_key, request_digest, wanted, state, sandbox, template, \
+                       error, progress, created_unix_ms, ended_unix_ms";
 
 /// An operation that is to begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct NewOperation {
     pub idempotency_key: Option<String>,
     /// Digest of the request, to tell a repetition from another request with the same idempotency key.
     pub request_digest: String,
+    /// The template that is to be made, if it is one: what another server needs to go on with it.
+    pub wanted: Option<NewTemplate>,
     /// When.
     pub created_unix_ms: u64,
 }
@@ -44,6 +46,8 @@ pub struct OperationRow {
     pub idempotency_key: Option<String>,
     /// Digest of the request.
     pub request_digest: String,
+    /// The template that is to be made, if it is one.
+    pub wanted: Option<NewTemplate>,
 }
 
 /// What came of beginning an operation.
@@ -179,8 +183,8 @@ impl Database {
 
 fn insert(new: &NewOperation) -> super::call::Statement<'_> {
     query(
-        "INSERT INTO operations (id, kind, tenant, key_id, idempotency_key, request_digest, state, progress, created_unix_ms) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (tenant, idempotency_key) DO NOTHING",
+        "INSERT INTO operations (id, kind, tenant, key_id, idempotency_key, request_digest, wanted, state, progress, \
+         created_unix_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (tenant, idempotency_key) DO NOTHING",
     )
     .bind(&new.id)
     .bind(new.kind.as_str())
@@ -188,6 +192,7 @@ fn insert(new: &NewOperation) -> super::call::Statement<'_> {
     .bind(&new.key_id)
     .bind(&new.idempotency_key)
     .bind(&new.request_digest)
+    .bind(new.wanted.as_ref().map(json))
     .bind(OperationState::Running.as_str())
     .bind("[]")
     .bind(bigint(new.created_unix_ms))
@@ -216,5 +221,6 @@ fn operation(row: &Row) -> Result<OperationRow, DbError> {
         key_id: row.text("key_id")?,
         idempotency_key: row.text_or_null("idempotency_key")?,
         request_digest: row.text("request_digest")?,
+        wanted: row.json_or_null("wanted")?,
     })
 }

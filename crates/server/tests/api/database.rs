@@ -7,7 +7,7 @@ use serde_json::json;
 use sqlx::{Connection as _, Executor as _, SqliteConnection};
 use tokio::sync::oneshot;
 use wrenn_agent::fake::Fake;
-use wrenn_agent::host_agent::Code;
+use wrenn_agent::host_agent::{Code, Ended};
 use wrenn_agent::rpc::{self, Remote};
 use wrenn_server::limits;
 
@@ -131,4 +131,20 @@ async fn a_server_that_ends_has_written_everything_down() {
     let folder = within("the end", server.finish()).await;
     let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["server.db"], "all is in its one file");
+}
+
+#[tokio::test]
+async fn what_ended_while_there_was_no_server_is_found_out_by_the_next_one() {
+    let server = Server::start().await.ready().await;
+    let (gone, stays) = (sandbox(&server.api).await, sandbox(&server.api).await);
+    let known = async |server: &Server| server.running.app.db.live_sandboxes("fake").await.unwrap();
+    until("the record", || async { known(&server).await.len() == 2 }).await;
+    let id = gone.parse().unwrap();
+    let server = server.restart_after(|agent| agent.gone(&id, Ended::TimedOut)).await;
+    until("the record", || async { known(&server).await == [stays.clone()] }).await;
+    let refused = server.api.get(&format!("/v1/sandboxes/{gone}")).await;
+    assert_eq!(refused.code(), "not_found");
+    let message = refused.body["error"]["message"].as_str().unwrap();
+    assert!(message.contains("is gone (unknown"), "{message}");
+    server.api.get(&format!("/v1/sandboxes/{stays}")).await.ok();
 }

@@ -133,6 +133,58 @@ async fn a_template_tells_how_far_it_is() {
 }
 
 #[tokio::test]
+async fn a_template_that_was_being_made_is_what_the_agent_made_of_it() {
+    let server = Server::with(Fake::gated()).await.ready().await;
+    let id = made_meanwhile(&server).await;
+    server.api.post("/v1/snapshots", json!({"sandbox": id, "name": "snap"})).await.ok();
+    let mut begun = Vec::new();
+    for wanted in
+        [json!({"build": "minimal"}), json!({"snapshot": "snap", "name": "mine"}), json!({"build": "unheard-of"})]
+    {
+        let operation = server.api.post("/v1/templates?wait=false", wanted).await.ok();
+        begun.push(operation["id"].as_str().unwrap().to_owned());
+    }
+    let server = server.restart().await;
+    // The agent never heard that the server had gone, and is asked again.
+    for (operation_id, end) in begun.iter().zip([Ok("id-of-minimal"), Ok("id-of-mine"), Err("invalid")]) {
+        let has_ended = || async {
+            server.agent.gate.as_ref().unwrap().notify_waiters();
+            operation(&server.api, operation_id).await["state"] != "running"
+        };
+        until("its end", has_ended).await;
+        let ended = operation(&server.api, operation_id).await;
+        match end {
+            Ok(template) => assert_eq!((&ended["state"], &ended["template"]), (&json!("succeeded"), &json!(template))),
+            Err(code) => assert_eq!((&ended["state"], &ended["error"]["code"]), (&json!("failed"), &json!(code))),
+        }
+    }
+}
+
+/// A sandbox, made by an agent that has to be let through.
+async fn made_meanwhile(server: &Server) -> String {
+    let through = async {
+        within("the agent's turn", server.agent.at_gate.notified()).await;
+        server.agent.gate.as_ref().unwrap().notify_one();
+    };
+    tokio::join!(sandbox(&server.api), through).0
+}
+
+#[tokio::test]
+async fn an_operation_ends_when_its_database_is_back() {
+    let server = Server::with(Fake::gated()).await.ready().await;
+    let begun = create_async(&server.api, "once").await.ok();
+    let id = begun["id"].as_str().unwrap().to_owned();
+    within("the agent's turn", server.agent.at_gate.notified()).await;
+    let (file, away) = (server.database_file(), server.database_file().with_extension("away"));
+    std::fs::rename(&file, &away).unwrap();
+    server.agent.gate.as_ref().unwrap().notify_one();
+    until("the sandbox", || async { server.agent.count() == 1 }).await;
+    assert_eq!(server.api.get(&format!("/v1/operations/{id}")).await.code(), "unavailable");
+    std::fs::rename(&away, &file).unwrap();
+    until("its end", || async { operation(&server.api, &id).await["state"] == "succeeded" }).await;
+}
+
+#[tokio::test]
 async fn pages_are_stable_while_things_come_and_go() {
     let server = Server::start().await.ready().await;
     let mut ids = Vec::new();

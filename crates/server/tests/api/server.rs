@@ -93,10 +93,16 @@ impl Server {
 
     /// Kills it, and starts it again with the same database and the same agent.
     pub async fn restart(self) -> Self {
+        self.restart_after(|_agent| {}).await
+    }
+
+    /// The same, after this has happened while there was none.
+    pub async fn restart_after(self, meanwhile: impl FnOnce(&Fake)) -> Self {
         let Self { agent, api, running, folder, task, .. } = self;
         task.abort();
         drop(task.await);
         drop(running);
+        meanwhile(&agent);
         Self::open(Arc::clone(&agent), agent, folder, api.key, |_config| {}).await.ready().await
     }
 

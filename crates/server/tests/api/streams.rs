@@ -292,6 +292,76 @@ async fn a_socket_whose_client_is_silent_ends_whatever_its_guest_does() {
     assert!(took <= limits::SILENCE_MAX * 2, "{took:?}");
 }
 
+/// Plays a guest's agent whose commands run for ever and say one word, `begun`; ready when its client is gone.
+async fn run_for_ever(guest: DuplexStream) {
+    use hyper::body::{Bytes, Frame};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    // Messages of Connect RPC, each after a flag and its length: StartResponse { event { start { pid: 7 } } }, and the same with
+    // data { stdout: "begun" }.
+    const SAID: &[u8] = b"\0\0\0\0\x06\x0a\x04\x0a\x02\x08\x07\0\0\0\0\x0b\x0a\x09\x12\x07\x0a\x05begun";
+    let answer = hyper::service::service_fn(|request: hyper::Request<hyper::body::Incoming>| async move {
+        assert_eq!(request.uri().path(), "/process.Process/Start");
+        let said = futures::stream::iter([Ok::<_, hyper::Error>(Frame::data(Bytes::from_static(SAID)))]);
+        let body = http_body_util::StreamBody::new(said.chain(futures::stream::pending()));
+        hyper::Response::builder().header("content-type", "application/connect+proto").body(body)
+    });
+    let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    // How its client goes is not its matter.
+    drop(serving.serve_connection(TokioIo::new(guest), answer).await);
+}
+
+/// A command that runs in such a guest: its socket, and the guest.
+async fn endless_command(
+    server: &Server,
+    api: &Api,
+    guests: &mut mpsc::UnboundedReceiver<DuplexStream>,
+) -> (Socket, tokio::task::JoinHandle<()>) {
+    let id = sandbox(api).await;
+    let mut socket = connect(server, api, &format!("/v1/sandboxes/{id}/exec/stream")).await.unwrap();
+    socket.send(Message::text(r#"{"command":["sleep","infinity"]}"#)).await.unwrap();
+    let guest = tokio::spawn(run_for_ever(within("the guest", guests.recv()).await.unwrap()));
+    let started = within("its start", socket.next()).await.unwrap().unwrap().into_text().unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&started).unwrap(), json!({"type": "started", "pid": 7}));
+    let said = within("its word", socket.next()).await.unwrap().unwrap().into_data();
+    assert_eq!(said, &b"\x01\0\0\0\0\0\0\0\0begun"[..]);
+    (socket, guest)
+}
+
+#[tokio::test]
+async fn a_command_s_stream_ends_at_once_when_its_key_is_revoked_and_says_so() {
+    let (server, mut guests) = with_guests().await;
+    let (key, api) = server.key(json!({})).await;
+    let (mut socket, guest) = endless_command(&server, &api, &mut guests).await;
+    server.api.delete(&format!("/v1/keys/{}", key["id"].as_str().unwrap())).await.ok();
+    // Sooner than a key is looked up anew.
+    let told = tokio::time::timeout(limits::KEY_BELIEVED_FOR / 2, socket.next()).await.expect("it ends at once");
+    let told: Value = serde_json::from_str(&told.unwrap().unwrap().into_text().unwrap()).unwrap();
+    assert_eq!((&told["type"], &told["error"]["code"]), (&json!("error"), &json!("unauthenticated")));
+    assert_eq!(told["error"]["message"], "the key was revoked");
+    assert!(told["error"]["remedy"].as_str().unwrap().contains("come back with another key"), "{told}");
+    let Message::Close(Some(close)) = within("the end", socket.next()).await.unwrap().unwrap() else {
+        panic!("no end")
+    };
+    assert_eq!((u16::from(close.code), close.reason.as_str()), (1011, "unauthenticated"));
+    within("the guest's end", guest).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_command_s_stream_whose_client_is_silent_ends() {
+    let (server, mut guests) = with_guests().await;
+    let (socket, guest) = endless_command(&server, &server.api, &mut guests).await;
+    // It answers no ping, as one whose host has lost its power.
+    let mut stream = socket.into_inner();
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    guest.await.unwrap();
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
+    let took = began.elapsed();
+    tokio::time::resume();
+    assert!(took <= limits::SILENCE_MAX * 2, "{took:?}");
+    server.api.get("/v1/host").await.ok();
+}
+
 #[tokio::test]
 async fn sockets_are_refused_before_they_stand() {
     let (server, _guests) = with_guests().await;

@@ -15,7 +15,8 @@ mod far;
 mod room;
 mod worker;
 
-use std::net::TcpListener;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -46,6 +47,9 @@ const FAR_FD: i32 = 4;
 const SETTLED_AFTER: Duration = Duration::from_secs(5);
 /// How often that may happen one after the other.
 const FAILURES_MAX: u32 = 5;
+/// How long an address that somebody else listens on is tried again, and how often.
+const LISTEN_LIMIT: Duration = Duration::from_secs(3);
+const LISTEN_RETRY: Duration = Duration::from_millis(50);
 /// How long a server has to end when it is asked to: it finishes requests.
 const END_LIMIT: Duration = Duration::from_secs(20);
 
@@ -62,7 +66,7 @@ async fn serve(dir: &Path, programs: &Programs, args: ServeArgs) -> Result<()> {
     // First of all what a person can get wrong.
     room::check_database(args.server.database.as_deref())?;
     let far = args.far.wanted().map(|(address, files)| Far::read(&address, &files)).transpose()?;
-    let listener = TcpListener::bind(args.listen).with_context(|| {
+    let listener = listen(args.listen).await.with_context(|| {
         format!("cannot listen on {}; is another program there? --listen takes another address", args.listen)
     })?;
     let listen = listener.local_addr().context("the listener has no address")?;
@@ -95,12 +99,25 @@ async fn beside_an_agent(server: Server<'_>, agent: Agent, signals: &mut Signals
     outcome.and(finished)
 }
 
+/// Listens. The server of a service that was killed has its listener for a moment longer: that is waited for.
+async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let begun = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < LISTEN_LIMIT => {
+                sleep(LISTEN_RETRY).await;
+            }
+            bound => return bound,
+        }
+    }
+}
+
 /// The server's process, as it is started.
 struct Server<'a> {
     dir: &'a Path,
     args: &'a ServiceArgs,
     listener: TcpListener,
-    listen: std::net::SocketAddr,
+    listen: SocketAddr,
     /// The agent, if it is on another host.
     far: Option<Far>,
 }

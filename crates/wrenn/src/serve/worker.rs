@@ -7,9 +7,11 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use tokio::runtime::Runtime;
+use tokio::time::{Instant, sleep};
 use wrenn_agent::host_agent::HostAgent;
 use wrenn_agent::instance::Instance;
 use wrenn_agent::rpc::Remote;
@@ -26,6 +28,11 @@ use super::{FAR_FD, LISTENER_FD, worker_process};
 use crate::agent_cmd::raise_descriptor_limit;
 use crate::cli::{ServiceArgs, WorkerArgs};
 use crate::execution::Signals;
+
+/// How long a database that is not there is waited for, and how often it is tried: it may be started anew just now. After that the
+/// server ends, and its parent, which does not take that for a failed start, starts it again.
+const DATABASE_AWAITED: Duration = Duration::from_secs(60);
+const DATABASE_RETRY: Duration = Duration::from_secs(1);
 
 /// Serves until its parent ends it.
 pub fn run(dir: &Path, args: WorkerArgs) -> Result<ExitCode> {
@@ -57,7 +64,7 @@ fn workers() -> usize {
 async fn serve(args: WorkerArgs, database: &DatabaseUrl, listener: OwnedFd, far: Option<Far>) -> Result<()> {
     let mut signals = Signals::new()?;
     let listener = listening(listener)?;
-    let db = Database::open(database).await?;
+    let db = opened(database, &mut signals).await?;
     first_key(&db).await?;
     let ServiceArgs { domain, rate, otlp_endpoint, .. } = args.server;
     let config = Config { domains: domain, rate, traces: otlp_endpoint };
@@ -76,6 +83,22 @@ async fn serve(args: WorkerArgs, database: &DatabaseUrl, listener: OwnedFd, far:
     .await;
     running.finish().await;
     Ok(())
+}
+
+/// Opens the database; one that is not there just now is waited for. Whoever has named a wrong one reads so.
+async fn opened(url: &DatabaseUrl, signals: &mut Signals) -> Result<Database> {
+    let begun = Instant::now();
+    loop {
+        let error = match Database::open(url).await {
+            Err(error) if error.is_unavailable() && begun.elapsed() < DATABASE_AWAITED => error,
+            opened => return Ok(opened?),
+        };
+        tracing::warn!(error = &error as &dyn std::error::Error, "the database is waited for");
+        tokio::select! {
+            () = sleep(DATABASE_RETRY) => {}
+            signal = signals.next() => bail!("{signal} came while the database was waited for"),
+        }
+    }
 }
 
 fn listening(fd: OwnedFd) -> Result<tokio::net::TcpListener> {

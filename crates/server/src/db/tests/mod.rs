@@ -22,10 +22,10 @@ macro_rules! suite {
         }
 
         /// Runs the suite, each function with a database of its own.
-        async fn on_postgres(server: &postgres::Server) {
+        async fn on_postgres(server: &wrenn_testworld::postgres::Postgres) {
             $(
                 println!("{}", stringify!($name));
-                suite::$name(&server.new_database().await).await;
+                suite::$name(&postgres::new_database(server)).await;
             )*
         }
     };
@@ -118,6 +118,7 @@ fn operation(number: u64, tenant: &str, idempotency_key: Option<&str>) -> NewOpe
         key_id: "ky0".to_owned(),
         idempotency_key: idempotency_key.map(str::to_owned),
         request_digest: digest(number),
+        wanted: None,
         created_unix_ms: 1_000_000 + number,
     }
 }

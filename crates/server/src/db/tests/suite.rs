@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use wrenn_client::types::{Code, ErrorBody, Exit, OperationState, Why};
+use wrenn_client::types::{Code, ErrorBody, Exit, NewTemplate, OperationState, Why};
 
 use super::*;
 
@@ -155,8 +155,10 @@ pub(super) async fn an_operation_ends_once(url: &DatabaseUrl) {
     assert_eq!((ended.error, ended.sandbox), (Some(error), None));
     assert_eq!(database.running_operations().await.unwrap(), []);
 
-    let other = operation(2, "a", None);
+    let wanted = NewTemplate { snapshot: Some("one \"of\" \0".to_owned()), ..NewTemplate::default() };
+    let other = NewOperation { wanted: Some(wanted.clone()), ..operation(2, "a", None) };
     database.begin_operation(&other).await.unwrap();
+    assert_eq!(database.operation(&other.id).await.unwrap().unwrap().wanted, Some(wanted));
     assert!(database.end_operation(&other.id, &succeeded, 7).await.unwrap());
     let ended = database.operation(&other.id).await.unwrap().unwrap().operation;
     assert_eq!((ended.state, ended.sandbox.as_deref()), (OperationState::Succeeded, Some("sb1")));

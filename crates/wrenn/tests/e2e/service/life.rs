@@ -130,7 +130,7 @@ fn the_same_request_makes_one_sandbox_also_when_the_server_is_killed_meanwhile()
         let first = begin("one", json!({ "cold": true })).await;
         assert_eq!(first.status.as_u16(), 202);
         let operation = first.body["id"].as_str().unwrap().to_owned();
-        crate::world::signal(service.server_pid(), "KILL");
+        service.kill_server();
         api.until_ready().await;
         let again = begin("one", json!({ "cold": true })).await;
         assert_eq!(again.body["id"].as_str().unwrap(), operation);

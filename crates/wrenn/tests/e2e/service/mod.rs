@@ -4,8 +4,11 @@
 
 mod browser;
 mod commands;
+mod database;
+mod faults;
 mod hosts;
 mod keys;
+mod large_files;
 mod life;
 mod server;
 mod streams;

@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use wrenn_testworld::api::Api;
 
-use crate::world::{LIMIT, World, finish, signal, text};
+use crate::world::{LIMIT, World, eventually, finish, signal, text};
 
 /// What the server says when requests get in.
 const SERVING: &str = "wrenn: serving on ";
@@ -21,6 +21,8 @@ pub struct Service {
     args: Vec<String>,
     child: Option<Child>,
     listen: String,
+    /// The URL of its database, if it is not SQLite in the instance.
+    database: Option<String>,
     /// Its first key.
     pub key: String,
 }
@@ -28,12 +30,26 @@ pub struct Service {
 impl Service {
     /// An empty instance that is served.
     pub fn begin() -> Self {
-        Self::of(World::new(), Vec::new())
+        Self::with(None)
+    }
+
+    /// The same, with this database.
+    pub fn with(database: Option<String>) -> Self {
+        Self::at("127.0.0.1:0".to_owned(), database)
+    }
+
+    /// The same, which listens there.
+    pub fn at(listen: String, database: Option<String>) -> Self {
+        Self::new(World::new(), Vec::new(), listen, database)
     }
 
     /// An empty instance that is served with these arguments.
     pub fn of(world: World, args: Vec<String>) -> Self {
-        let mut service = Self { world, args, child: None, listen: "127.0.0.1:0".to_owned(), key: String::new() };
+        Self::new(world, args, "127.0.0.1:0".to_owned(), None)
+    }
+
+    fn new(world: World, args: Vec<String>, listen: String, database: Option<String>) -> Self {
+        let mut service = Self { world, args, child: None, listen, database, key: String::new() };
         service.start();
         service.key = service.said(FIRST_KEY).expect("an empty database gets a first key");
         service
@@ -45,6 +61,9 @@ impl Service {
         let already = self.words().matches(SERVING).count();
         let mut command = self.world.wrenn(&["-v", "serve", "--listen", &self.listen]);
         command.args(&self.args);
+        if let Some(database) = &self.database {
+            command.env("WRENN_DATABASE", database);
+        }
         let mut child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let begun = Instant::now();
         while self.words().matches(SERVING).count() == already {
@@ -54,7 +73,7 @@ impl Service {
                 "the service does not come up: {ended:?}\n{}",
                 self.words()
             );
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
         self.child = Some(child);
         self.listen = self.url().trim_start_matches("http://").to_owned();
@@ -95,17 +114,33 @@ impl Service {
 
     /// The server's own process.
     pub fn server_pid(&self) -> u32 {
-        let pids = self.world.pids("\u{0}server\u{0}");
-        let pids = if pids.is_empty() { self.world.pids(" server ") } else { pids };
+        let pids = self.server_pids();
         assert_eq!(pids.len(), 1, "one server: {pids:?}");
         pids[0]
     }
 
-    /// Kills the agent's process.
+    fn server_pids(&self) -> Vec<u32> {
+        self.world.pids(" server --parent ")
+    }
+
+    /// The agent's process, which has the server started.
+    pub fn agent_pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// Kills the agent's process, and with it the server's.
     pub fn kill(&mut self) {
         let child = self.child.take().expect("it runs");
         signal(child.id(), "KILL");
         finish(child);
+        eventually("the server ends with its parent", || self.server_pids().is_empty());
+    }
+
+    /// Kills the server's process alone; answers when another one is there.
+    pub fn kill_server(&self) {
+        let killed = self.server_pid();
+        signal(killed, "KILL");
+        eventually("another server is started", || self.server_pids().iter().any(|pid| *pid != killed));
     }
 
     /// Ends it in order.
@@ -135,4 +170,13 @@ impl std::ops::Deref for Service {
 /// Sees `work` through.
 pub fn run<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+/// Waits until a condition holds.
+pub async fn until<F: Future<Output = bool>>(what: &str, mut is: impl FnMut() -> F) {
+    let begun = Instant::now();
+    while !is().await {
+        assert!(begun.elapsed() < LIMIT, "{what} did not come true within {LIMIT:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

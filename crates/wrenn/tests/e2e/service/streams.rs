@@ -11,7 +11,7 @@ use super::life::{create, sh};
 use super::server::{Service, run};
 
 /// Bytes that look random, and are the same each time.
-fn noise(length: usize) -> Vec<u8> {
+pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     std::iter::repeat_with(|| {
         state ^= state << 13;
