@@ -177,7 +177,7 @@ fn root_an_agent_refuses_names_that_are_none_and_counts_beyond_its_limits() {
         (&["sandbox", "fork", NOBODY, "--timeout", "400days"], "a timeout of 1year"),
         (&["sandbox", "rollback", NOBODY, "Before"], "`Before` cannot be a snapshot's name"),
         (&["sandbox", "create", "--snapshot", ".hidden"], "`.hidden` cannot be a snapshot's name"),
-        (&["snapshot", "create", NOBODY, "--name", "a/b"], "`a/b` cannot be a snapshot's name"),
+        (&["snapshot", "create", NOBODY, "--name", "a/b/c"], "`a/b/c` cannot be a snapshot's name"),
         (&["snapshot", "create", NOBODY, "--name", "sn0123456789abcdefgh"], "cannot be a snapshot's name"),
         (&["snapshot", "rm", ""], "`` cannot be a snapshot's name"),
         (&["template", "warm", "minimal", "--boot-timeout", "2h"], "a boot timeout of 2h: 1h is the most"),
