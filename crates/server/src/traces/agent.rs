@@ -11,9 +11,8 @@ use opentelemetry_sdk::trace::SdkTracer;
 use wrenn_agent::host_agent::{
     AgentError, Changed, Changes, CreateRequest, Created, ForkRequest, Forked, Fresh, HostAgent, HostView,
     PauseOptions, Progress, ResumeOptions, SnapshotRequest, SnapshotView, Snapshotted, Stat, TemplateView, Timeout,
-    Tunnel, View, Warmed,
+    Timing, Tunnel, View, Warmed,
 };
-use wrenn_agent::sandbox::Timing;
 use wrenn_engine::names::SandboxId;
 
 /// It. Calls outside of any span are passed on as they are.

@@ -9,14 +9,15 @@ fn cycles() -> u64 {
 }
 
 /// Step after step, alike in every guest: writes, zeroes, truncates and frees memory (files of a tmpfs are pages of the
-/// guest's memory) and a file on the disk, and notes a hash of all of it every few steps.
+/// guest's memory) and a file on the disk, and notes a hash of all of it every few steps. No step asks for a number of reads: one
+/// of /dev/zero is short when its reader is frozen in the midst of it, as it is at a signal.
 const LOAD: &str = r#"
 cd /dev/shm; : > /root/log; dd if=/dev/zero of=region bs=64k count=96 2>/dev/null; : > /root/data
 k=0
 while [ ! -e /root/stop ]; do
   k=$((k+1)); at=$((k * 37 % 96)); zero=$((k * 53 % 96))
   echo $k | sha256sum | awk '{ for (i = 0; i < 1024; i++) print $1 }' | head -c 65536 | dd of=region bs=64k seek=$at conv=notrunc 2>/dev/null
-  dd if=/dev/zero of=region bs=64k seek=$zero count=1 conv=notrunc 2>/dev/null
+  head -c 65536 /dev/zero | dd of=region bs=64k seek=$zero conv=notrunc 2>/dev/null
   if [ $((k % 7)) = 0 ]; then truncate -s 2M region; truncate -s 6M region; fi
   echo step $k >> /root/data
   if [ $((k % 50)) = 0 ]; then : > /root/data; sync; fi
