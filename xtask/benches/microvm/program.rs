@@ -171,6 +171,11 @@ pub fn rss(pid: u32) -> Result<u64> {
     size_of(pid, "VmRSS")
 }
 
+/// The memory a living process has resident now, in bytes, with what others have too counted in parts.
+pub fn pss(pid: u32) -> Result<u64> {
+    size_in(pid, "smaps_rollup", "Pss")
+}
+
 /// The memory of a living process that is nobody else's and no file's, in bytes.
 pub fn own_memory(pid: u32) -> Result<u64> {
     size_in(pid, "smaps_rollup", "Anonymous")

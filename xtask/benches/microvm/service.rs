@@ -9,7 +9,7 @@ use wrenn_agent::host_agent::View;
 
 use crate::agent::{ANSWER_LIMIT, ASK_EVERY, Agent, Started};
 use crate::http::Http;
-use crate::program::{children, rss, wrenn_output};
+use crate::program::{children, pss, rss, wrenn_output};
 use crate::setting::Setting;
 
 /// What it says when requests get in.
@@ -80,6 +80,11 @@ impl Service {
     /// Memory that agent and server have resident now, in bytes.
     pub fn rss(&self) -> Result<(u64, u64)> {
         Ok((self.agent.rss()?, rss(self.server_pid()?)?))
+    }
+
+    /// The same of both, in bytes, with what others have too counted in parts.
+    pub fn pss(&self) -> Result<u64> {
+        Ok(pss(self.agent.pid())? + pss(self.server_pid()?)?)
     }
 
     /// A new sandbox, made over REST, and what the agent says of it.

@@ -30,7 +30,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use wrenn_engine::image::{ImageError, TemplateError};
 use wrenn_engine::names::SandboxId;
 use wrenn_engine::network::Connector;
 use wrenn_engine::storage::{StorageError, space};
@@ -538,14 +537,13 @@ impl HostAgent for Manager {
 fn create_error(error: &CreateError) -> AgentError {
     let code = match error {
         CreateError::Shape(_) => Code::Invalid,
-        CreateError::Image(ImageError::Template(TemplateError::Unknown { .. })) => Code::NotFound,
         CreateError::Storage(StorageError::Full { .. })
         | CreateError::Trouble(Trouble::DiskFull)
         | CreateError::Network(_) => Code::Exhausted,
         CreateError::Cancelled => Code::Destroyed,
         CreateError::Snapshot(error) => return captures::snapshot_error(error),
-        CreateError::Image(_)
-        | CreateError::Instance(_)
+        CreateError::Image(error) => return templates::image_error(error),
+        CreateError::Instance(_)
         | CreateError::Manifest(_)
         | CreateError::Storage(_)
         | CreateError::Cgroup(_)
@@ -559,4 +557,19 @@ fn create_error(error: &CreateError) -> AgentError {
         | CreateError::Injected(_) => Code::Failed,
     };
     AgentError::of(code, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use wrenn_engine::image::{ImageError, TemplateError};
+
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_none_is_the_fault_of_who_gave_it() {
+        let unknown = TemplateError::Unknown { name: "new".to_owned(), known: Vec::new() };
+        for (error, code) in [(TemplateError::BadName("New".to_owned()), Code::Invalid), (unknown, Code::NotFound)] {
+            assert_eq!(create_error(&CreateError::Image(ImageError::Template(error))).code, code);
+        }
+    }
 }

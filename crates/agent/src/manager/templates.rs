@@ -146,7 +146,8 @@ fn view(host: &Host, template: Template) -> TemplateView {
     }
 }
 
-fn image_error(error: &ImageError) -> AgentError {
+/// The kind of what is wrong with a template or its kernel.
+pub(super) fn image_error(error: &ImageError) -> AgentError {
     let code = match error {
         ImageError::Template(TemplateError::Unknown { .. }) => Code::NotFound,
         ImageError::Template(TemplateError::BadName(_) | TemplateError::NameTaken(_)) => Code::Invalid,
