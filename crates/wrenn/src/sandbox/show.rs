@@ -95,16 +95,18 @@ fn on_timeout(on_timeout: OnTimeout) -> &'static str {
 
 /// What a sandbox takes.
 pub fn stat(stat: &Stat) -> String {
-    let at_rest = || "- (at rest)".to_owned();
+    // A server does not tell everything of one that runs.
+    let why = if stat.memory_bytes.is_some() { "not told" } else { "at rest" };
+    let absent = || format!("- ({why})");
     let rows = [
-        ("memory", stat.memory_bytes.map_or_else(at_rest, bytes)),
-        ("cpu time", stat.cpu_ms.map_or_else(at_rest, |ms| format!("{:.1} s", ms as f64 / 1e3))),
+        ("memory", stat.memory_bytes.map_or_else(absent, bytes)),
+        ("cpu time", stat.cpu_ms.map_or_else(absent, |ms| format!("{:.1} s", ms as f64 / 1e3))),
         ("disk, its own", bytes(stat.disk_own_bytes)),
         ("  of it memory", bytes(stat.memory_file_bytes)),
         ("disk, shared", bytes(stat.disk_shared_bytes)),
-        ("network, in", stat.network_rx_bytes.map_or_else(at_rest, bytes)),
-        ("network, out", stat.network_tx_bytes.map_or_else(at_rest, bytes)),
-        ("vmm pid", stat.vmm_pid.map_or_else(at_rest, |pid| pid.to_string())),
+        ("network, in", stat.network_rx_bytes.map_or_else(absent, bytes)),
+        ("network, out", stat.network_tx_bytes.map_or_else(absent, bytes)),
+        ("vmm pid", stat.vmm_pid.map_or_else(absent, |pid| pid.to_string())),
     ];
     let guest = stat.guest.as_ref().map(guest_rows).into_iter().flatten();
     rows.into_iter().chain(guest).map(|(name, value)| format!("{name:<14}  {value}\n")).collect()
@@ -303,6 +305,8 @@ guest, disk     512.0 MiB of 1.0 GiB
 "
         );
         assert!(stat(&Stat::default()).starts_with("memory          - (at rest)\n"));
+        let through_a_server = stat(&Stat { vmm_pid: None, ..running });
+        assert!(through_a_server.contains("vmm pid         - (not told)\n"), "{through_a_server}");
     }
 
     #[test]
