@@ -632,6 +632,11 @@ impl AgentError {
     pub fn unknown(id: &SandboxId) -> Self {
         Self { code: Code::NotFound, message: format!("there is no sandbox {id}; `wrenn sandbox ls` lists them") }
     }
+
+    /// Whether the agent says that what was asked for is not there, or not any more: the one word that ends something for others.
+    pub fn says_gone(&self) -> bool {
+        matches!(self.code, Code::NotFound | Code::Destroyed)
+    }
 }
 
 impl From<Denied> for AgentError {

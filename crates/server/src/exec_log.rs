@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
-use wrenn_agent::host_agent::{Code, HostAgent};
+use wrenn_agent::host_agent::HostAgent;
 use wrenn_client::types::{Exit, LoggedExec};
 use wrenn_engine::names::SandboxId;
 
@@ -104,7 +104,6 @@ impl ExecLog {
         // First what is here: what is written meanwhile is in the database by then.
         let here: Vec<LoggedExec> =
             self.state().execs.get(id).into_iter().flatten().map(|known| known.exec.clone()).collect();
-        let place = |exec: &LoggedExec| (exec.started_unix_ms, exec.pid);
         let mut all: BTreeMap<_, _> = here.into_iter().map(|exec| (place(&exec), exec)).collect();
         for row in db.execs(id.as_str()).await? {
             let is_others = row.run != self.0.run;
@@ -166,9 +165,7 @@ impl ExecLog {
         state.gone.extend(news.gone);
         for (id, exec) in news.execs {
             let all = state.execs.get_mut(&id).into_iter().flatten();
-            let is_it =
-                |known: &&mut Known| (known.exec.started_unix_ms, known.exec.pid) == (exec.started_unix_ms, exec.pid);
-            if let Some(known) = all.into_iter().find(is_it) {
+            if let Some(known) = all.into_iter().find(|known| place(&known.exec) == place(&exec)) {
                 known.written = false;
             }
         }
@@ -198,9 +195,8 @@ impl Entry {
     fn change(&self, change: impl FnOnce(&mut LoggedExec)) {
         let mut state = self.log.state();
         let all = state.execs.get_mut(&self.id).into_iter().flatten();
-        let is_mine =
-            |known: &&mut Known| (known.exec.pid, known.exec.started_unix_ms) == (self.pid, self.started_unix_ms);
-        let Some(mine) = all.into_iter().find(is_mine) else { return };
+        let own = (self.started_unix_ms, self.pid);
+        let Some(mine) = all.into_iter().find(|known| place(&known.exec) == own) else { return };
         change(&mut mine.exec);
         let is_news = std::mem::replace(&mut mine.written, false);
         drop(state);
@@ -208,6 +204,11 @@ impl Entry {
             self.log.0.changed.notify_one();
         }
     }
+}
+
+/// What a command of a sandbox is told from others by, and its place among them.
+fn place(exec: &LoggedExec) -> (u64, u32) {
+    (exec.started_unix_ms, exec.pid)
 }
 
 /// A command whose end nobody saw.
@@ -302,7 +303,7 @@ pub async fn sweep(log: ExecLog, db: Database, world: Arc<World>, agent: Arc<dyn
     let there: BTreeSet<SandboxId> = world.last_known().iter().map(|view| view.id.clone()).collect();
     for id in kept.iter().filter_map(|id| id.parse::<SandboxId>().ok()).filter(|id| !there.contains(id)) {
         match agent.get(&id).await {
-            Err(error) if matches!(error.code, Code::NotFound | Code::Destroyed) => log.forget(&id),
+            Err(error) if error.says_gone() => log.forget(&id),
             // The next server looks again.
             Ok(_) | Err(_) => {}
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio::time::sleep;
-use wrenn_agent::host_agent::{Code, View};
+use wrenn_agent::host_agent::View;
 use wrenn_client::types::Why;
 use wrenn_engine::names::SandboxId;
 
@@ -103,5 +103,5 @@ async fn is_gone(app: &App, id: &str) -> bool {
         return false;
     }
     let asked = app.agent.get(&id).await;
-    asked.is_err_and(|error| matches!(error.code, Code::NotFound | Code::Destroyed))
+    asked.is_err_and(|error| error.says_gone())
 }

@@ -231,7 +231,7 @@ async fn settle(world: &World, agent: &Arc<dyn HostAgent>, told: &BTreeSet<Sandb
     for id in silent {
         match agent.get(&id).await {
             Ok(view) => world.note(&view),
-            Err(error) if matches!(error.code, Code::NotFound | Code::Destroyed) => {
+            Err(error) if error.says_gone() => {
                 world.note_gone(types::Departure {
                     id: id.to_string(),
                     why: Why::Unknown,

@@ -22,7 +22,7 @@ use anyhow::{Context as _, Result, bail};
 use wrenn_agent::envd_client::Command;
 use wrenn_agent::guest_link;
 use wrenn_agent::host_agent::{
-    AgentError, Code, CreateRequest, Created, ForkRequest, Fresh, HostAgent, Source, View, Wishes,
+    AgentError, CreateRequest, Created, ForkRequest, Fresh, HostAgent, Source, View, Wishes,
 };
 use wrenn_agent::sandbox::Shape;
 use wrenn_engine::units::Mib;
@@ -203,7 +203,7 @@ impl Check {
         for view in self.sandboxes.iter().rev() {
             match self.agent.destroy(&view.id).await {
                 Ok(_destroyed) => {}
-                Err(error) if matches!(error.code, Code::NotFound | Code::Destroyed) => {}
+                Err(error) if error.says_gone() => {}
                 Err(error) => left.push(format!("{}: {error}", view.id)),
             }
         }
